@@ -1,0 +1,38 @@
+# Veil: what does privacy cost? Table of contents; one stage a file under workflow/rules.
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+# The library lies beside the scripts, so that every job can import it without installing.
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/cohorts.smk"
+include: "workflow/rules/patches.smk"
+include: "workflow/rules/generators.smk"
+include: "workflow/rules/synthesis.smk"
+include: "workflow/rules/segmentation.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/report.smk"
+
+
+refuse_malformed_targets()
+
+
+rule all:
+    """The study's report, and so all of the study."""
+    default_target: True
+    localrule: True
+    input:
+        expand("{p}/scores/segmentation.tsv", p=points()),

@@ -1,0 +1,31 @@
+# From the training patients to image-label patches.
+# INPUTS   results/{cohort}/data/manifest.tsv and the scans it lists
+# OUTPUTS  results/{cohort}/data/patches.npy (a memory map) and patches.tsv (whose they are)
+
+
+rule cut_patches:
+    """Cut the training patients' patches; private, and never leaving this side."""
+    input:
+        cohort_files,
+        manifest=f"{DATA}/manifest.tsv",
+    output:
+        pairs=f"{DATA}/patches.npy",
+        table=f"{DATA}/patches.tsv",
+    params:
+        root=cohort_root,
+        cohort=cohort_settings,
+        patches=STUDY.patches.model_dump_json(),
+        seed=seed_for("patches"),
+        code=code_hash("cut_patches.py"),
+    log:
+        "logs/{cohort}/cut_patches.log",
+    benchmark:
+        f"{DATA}/patches.benchmark.tsv"
+    threads: 2
+    resources:
+        mem="8GB",
+        runtime="1h",
+    conda:
+        "../envs/veil.yaml"
+    script:
+        "../scripts/cut_patches.py"

@@ -1,0 +1,26 @@
+"""Train one generator and state what it cost."""
+
+import shutil
+from pathlib import Path
+
+import job
+from veil import artifacts, generators, training
+from veil.config import Task
+
+with job.running(snakemake):
+    task = Task.model_validate_json(snakemake.params.task)
+    patches = Path(snakemake.input.patches[0]) if snakemake.input.patches else None
+    generator = generators.build(task, patches)
+    statement = generator.spent()
+    job.log.info("%s", statement["text"])
+    state = Path(snakemake.params.folder) / "state"
+    identity = {
+        "task": snakemake.params.task,
+        "code": snakemake.params.code,
+        "patches": artifacts.file_hash(patches) if patches else "",
+    }
+    generator.fit(state, training.choose_device(), identity)
+    artifacts.save_tensors(Path(snakemake.output.weights), generator.weights(), {})
+    artifacts.write_json(Path(snakemake.output.privacy), statement)
+    artifacts.write_text(Path(snakemake.output.history), training.history_of(state))
+    shutil.rmtree(state, ignore_errors=True)

@@ -1,0 +1,38 @@
+"""Train one U-Net of the grid and score it on the validation patients."""
+
+import shutil
+from pathlib import Path
+
+import job
+import pandas as pd
+from veil import artifacts, training
+from veil.cohorts import bids, check
+from veil.config import BidsCohort, Segmentation
+from veil.evaluation.segmentation import dice
+from veil.segmentation import unet
+from veil.segmentation.inference import segment
+
+with job.running(snakemake):
+    settings = Segmentation.model_validate_json(snakemake.params.segmentation)
+    cohort = BidsCohort.model_validate_json(snakemake.params.cohort)
+    state, pairs = Path(snakemake.params.folder) / "state", Path(snakemake.input.pairs)
+    identity = {
+        "settings": snakemake.params.segmentation,
+        "code": snakemake.params.code,
+        "pairs": artifacts.file_hash(pairs),
+    }
+    segmenter = unet.train(
+        artifacts.open_pairs(pairs), settings, snakemake.wildcards.cell,
+        seed=snakemake.params.seed, state=state, device=training.choose_device(),
+        identity=identity,
+    )  # fmt: skip
+    rows = []
+    manifest, root = Path(snakemake.input.manifest), Path(snakemake.params.root)
+    for patient in bids.read_manifest(manifest, root, "validation"):
+        image, label, region = check.read_patient(patient, cohort.region)
+        found = segment(image.data, region, segmenter, snakemake.params.size, settings.stride)
+        rows.append({"participant_id": patient.participant_id, "dsc": dice(found, label)})
+    segmenter.save(Path(snakemake.output.weights), settings.channels)
+    artifacts.write_text(Path(snakemake.output.history), training.history_of(state))
+    artifacts.write_table(Path(snakemake.output.validation), pd.DataFrame(rows))
+    shutil.rmtree(state, ignore_errors=True)

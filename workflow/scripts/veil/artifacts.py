@@ -1,0 +1,147 @@
+"""How arrays, tables, models and records are written and verified (floor 1).
+
+Every file appears whole or not at all: it is written under a temporary name in its own
+folder, flushed to the disk, then renamed. Tensors carry a SHA-256 over names, shapes, types,
+bytes and metadata, verified on reading; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ArtifactError(ValueError):
+    """A file of the study that is damaged or not what it should be."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The extension stays last: some writers choose their format by it.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole; NaN and infinity are refused, since JSON has neither."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON, naming the file if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not valid JSON: {error}") from None
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a TSV whole; missing values as `n/a`, as BIDS asks."""
+    with whole(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a TSV; identifiers (`participant_id`, ...) stay text, `n/a` is missing."""
+    text = dict.fromkeys(("participant_id", "split", "site", "image", "label", "region"), str)
+    return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype=text)
+
+
+def save_pairs(path: Path, pairs: np.ndarray) -> None:
+    """Write image-label pairs, uint8 of shape (N, 2, H, W), as one .npy.
+
+    Channel 0 is the image in 0..255, channel 1 the label in {0, 1}. A flat .npy opens
+    instantly as a memory map and is the fastest store for random reads.
+    """
+    if pairs.dtype != np.uint8 or pairs.ndim != 4 or pairs.shape[1] != 2:
+        raise ArtifactError(
+            f"{path}: pairs of {pairs.dtype} {pairs.shape}; allowed is uint8 (N, 2, H, W)"
+        )
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, pairs)
+
+
+def open_pairs(path: Path) -> np.ndarray:
+    """Open image-label pairs as a read-only memory map, uint8 (N, 2, H, W)."""
+    pairs: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    if pairs.dtype != np.uint8 or pairs.ndim != 4 or pairs.shape[1] != 2:
+        raise ArtifactError(
+            f"{path}: holds {pairs.dtype} {pairs.shape}; allowed is uint8 (N, 2, H, W)"
+        )
+    return pairs
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata as one safetensors file with a SHA-256 inside."""
+    from safetensors.torch import save_file
+
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(dict(meta), sort_keys=True)
+    with whole(path) as temporary:
+        save_file(held, temporary, {"meta": text, "sha256": _digest(held, text)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and metadata, or raise ArtifactError if anything was altered."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: unreadable: {error}") from None
+    if header.get("sha256") != _digest(tensors, header.get("meta", "")):
+        raise ArtifactError(f"{path}: checksum mismatch: the file was damaged or altered")
+    return tensors, json.loads(header["meta"])
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    import torch
+
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Short SHA-256 of a JSON value: the identity of a configuration."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

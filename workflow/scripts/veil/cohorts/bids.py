@@ -1,0 +1,190 @@
+"""Find the patients of a BIDS cohort and deal them into splits (floor 1)."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from veil import artifacts
+from veil.config import BidsCohort, Splits
+
+ALLOWED_ID = re.compile(r"sub-[A-Za-z0-9]+")
+SPLITS = ("train", "validation", "test")
+
+
+class CohortError(ValueError):
+    """Faults of a cohort, one a line: file, field, value, what is allowed."""
+
+    def __init__(self, faults: list[str]):
+        super().__init__("\n".join([f"the cohort has {len(faults)} fault(s):", *faults]))
+        self.faults = faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """One patient of a cohort and where the scan lies."""
+
+    participant_id: str
+    split: str
+    site: str
+    image: Path
+    label: Path
+    region: Path | None
+
+
+def write_manifest(path: Path, root: Path, patients: Iterable[Patient]) -> None:
+    """Write manifest.tsv; paths are relative to the cohort's root."""
+    rows = [
+        {
+            "participant_id": patient.participant_id,
+            "split": patient.split,
+            "site": patient.site,
+            "image": patient.image.relative_to(root),
+            "label": patient.label.relative_to(root),
+            "region": patient.region.relative_to(root) if patient.region else None,
+        }
+        for patient in patients
+    ]
+    artifacts.write_table(path, pd.DataFrame(rows))
+
+
+def read_manifest(path: Path, root: Path, *splits: str) -> list[Patient]:
+    """The patients of these splits (of all, if none is named), sorted by id."""
+    table = artifacts.read_table(path)
+    return [
+        Patient(
+            participant_id=row["participant_id"],
+            split=row["split"],
+            site=row["site"],
+            image=root / row["image"],
+            label=root / row["label"],
+            region=root / row["region"] if isinstance(row["region"], str) else None,
+        )
+        for row in table.to_dict("records")
+        if not splits or row["split"] in splits
+    ]
+
+
+def find(root: Path, cohort: BidsCohort) -> list[Patient]:
+    """The cohort's patients, sorted by id; CohortError lists every fault found."""
+    if not root.is_dir():
+        raise CohortError([f"{root}: folder does not exist; allowed: the root of a BIDS data set"])
+    participants, faults = _participants(root)
+    images = _index(root, suffix=cohort.image_suffix)
+    labels = _index(root / cohort.labels, suffix="mask", label=cohort.label)
+    regions = _index(root / cohort.labels, suffix="mask", label="brain")
+    listed = set(participants["participant_id"])
+    patients = sorted(listed | set(images))
+    if not images:
+        raise CohortError([f"{root}: no file matches sub-*/anat/*_{cohort.image_suffix}.nii.gz"])
+    for patient in patients:
+        faults += _one_file(root, patient, f"image *_{cohort.image_suffix}.nii.gz", images)
+        faults += _one_file(root, patient, f"mask *_label-{cohort.label}_mask.nii.gz", labels)
+        if cohort.region == "file":
+            faults += _one_file(root, patient, "mask *_label-brain_mask.nii.gz", regions)
+        if patient not in listed:
+            faults.append(
+                f"{root / 'participants.tsv'}: participant_id {patient} has an image but no row; "
+                "allowed: one row for each patient"
+            )
+    if faults:
+        raise CohortError(faults)
+    participants["split"] = _deal(root, participants, cohort.splits, cohort.seed)
+    return [
+        Patient(
+            participant_id=row.participant_id,
+            split=row.split,
+            site=row.site,
+            image=images[row.participant_id][0],
+            label=labels[row.participant_id][0],
+            region=regions[row.participant_id][0] if cohort.region == "file" else None,
+        )
+        for row in participants.itertuples()
+    ]
+
+
+def _participants(root: Path) -> tuple[pd.DataFrame, list[str]]:
+    path = root / "participants.tsv"
+    if not path.is_file():
+        raise CohortError([f"{path}: file is missing; allowed: a TSV with a participant_id column"])
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    table = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
+    if "participant_id" not in table:
+        raise CohortError([f"{path}: columns are {list(table)}; allowed: one named participant_id"])
+    ids, faults = table["participant_id"], []
+    faults += [
+        f"{path}: participant_id {name!r} is not a BIDS id; allowed: sub- and letters or digits"
+        for name in ids
+        if not ALLOWED_ID.fullmatch(name)
+    ]
+    for name in ids[ids.duplicated()].unique():
+        splits = sorted(set(table.loc[ids == name].get("split", pd.Series(dtype=str))))
+        what = f"stands in the splits {', '.join(splits)}" if len(splits) > 1 else "is listed twice"
+        faults.append(f"{path}: participant_id {name} {what}; allowed: one row, in one split")
+    if "split" in table:
+        faults += [
+            f"{path}: split {value!r}; allowed: {', '.join(SPLITS)}"
+            for value in sorted(set(table["split"]) - set(SPLITS))
+        ]
+    for column in ("split", "site"):
+        if column not in table:
+            table[column] = ""
+    ordered = table.sort_values("participant_id", ignore_index=True)
+    return ordered[["participant_id", "split", "site"]], faults
+
+
+def _index(root: Path, **entities: str) -> dict[str, list[Path]]:
+    """Compressed NIfTI files under `root` by patient, with these BIDS entities."""
+    import bids2table
+
+    logging.getLogger("bids2table").setLevel(logging.ERROR)
+    if not any(root.glob("sub-*")):
+        return {}
+    table = bids2table.index_dataset(root).to_pandas()
+    keep = table["ext"].isin([".nii.gz", ".nii"]) & (table["datatype"] == "anat")
+    for entity, value in entities.items():
+        keep &= table[entity] == value
+    found: dict[str, list[Path]] = {}
+    for sub, path in zip(table.loc[keep, "sub"], table.loc[keep, "path"], strict=True):
+        found.setdefault(f"sub-{sub}", []).append(root / path)
+    return {patient: sorted(paths) for patient, paths in found.items()}
+
+
+def _one_file(
+    root: Path, patient: str, what: str, found: dict[str, list[Path]]
+) -> list[str]:
+    paths = found.get(patient, [])
+    if len(paths) != 1:
+        names = ", ".join(path.name for path in paths) or "none"
+        return [f"{root}: {patient}: {what}: found {names}; allowed: exactly one"]
+    resolved = paths[0].resolve()
+    if not resolved.is_relative_to(root.resolve()):
+        return [f"{paths[0]}: links to {resolved}, outside the cohort; allowed: files inside it"]
+    return []
+
+
+def _deal(root: Path, table: pd.DataFrame, splits: Splits, seed: int) -> pd.Series:
+    """The `split` column, or one dealt out from the seed where there is none."""
+    given = table["split"] != ""
+    if given.all():
+        return table["split"]
+    path = root / "participants.tsv"
+    if given.any():
+        missing = ", ".join(table.loc[~given, "participant_id"])
+        raise CohortError([f"{path}: split is empty for {missing}; allowed: all rows or none"])
+    wanted = [name for name in SPLITS for _ in range(getattr(splits, name))]
+    if len(wanted) > len(table):
+        raise CohortError(
+            [f"{path}: {len(table)} patients; allowed: at least the {len(wanted)} of splits"]
+        )
+    order = np.random.default_rng(seed).permutation(len(table))
+    dealt = pd.Series("unused", index=table.index)
+    dealt.iloc[order[: len(wanted)]] = wanted  # rows are sorted, so their order on disk is moot
+    return dealt

@@ -1,0 +1,566 @@
+"""The study as frozen models that validate themselves (floor 0; knows nothing else).
+
+`load` turns the mapping that the workflow read into a `Study`, or raises `ConfigError`
+with one line per fault: the key, the value and what is allowed. The same models make the
+JSON schema, the commented default file and the reference page (`docs` below), so that the
+four cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+NAME = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
+NUMBER = r"(?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?"
+PRIVACY = rf"none|sigma-{NUMBER}|eps-{NUMBER}"
+SEED = r"0|[1-9][0-9]*"
+RESERVED_NAMES = {"data", "release", "report"}
+
+Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Range = tuple[float, float]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; its text names every fault."""
+
+
+class Model(BaseModel):
+    """Frozen, and strict about keys at every level."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+# ------------------------------------------------------------------ privacy levels
+
+
+class PrivacyLevel(Model):
+    """One level of the privacy axis, spelt `none`, `sigma-X` or `eps-X`."""
+
+    kind: Literal["none", "sigma", "eps"]
+    value: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `none`, `sigma-0.65` or `eps-5`; one canonical spelling only."""
+        if not re.fullmatch(PRIVACY, text):
+            raise ValueError(
+                f"privacy level {text!r}: allowed are 'none', 'sigma-X' and 'eps-X' with X a "
+                "positive decimal in its shortest spelling (sigma-0.65, not sigma-.65 or sigma-0.650)"
+            )
+        kind, _, number = text.partition("-")
+        if kind != "none" and float(number) <= 0:
+            raise ValueError(
+                f"privacy level {text!r}: X must be above 0 (without privacy: 'none')"
+            )
+        return cls(kind=kind, value=float(number or 0))  # type: ignore[arg-type]
+
+
+def _check_privacy(text: str) -> str:
+    PrivacyLevel.parse(text)
+    return text
+
+
+# ------------------------------------------------------------------ cohorts
+
+
+class Splits(Model):
+    """How many patients each split has: public numbers, stated rather than counted."""
+
+    train: Annotated[int, Field(ge=0)] = 0
+    """Training patients. With patches.per_patient it fixes the public number of records,
+    hence the sampling rate and delta, which must not move when one record does."""
+    validation: Annotated[int, Field(ge=0)] = 0
+    """Validation patients, on whom the U-Net is chosen."""
+    test: Annotated[int, Field(ge=1)] = 1
+    """Test patients."""
+
+
+class Vessels(Model):
+    """Geometry of the phantom's vessel tree."""
+
+    branches: Annotated[int, Field(ge=1, le=5000)] = 220
+    """Branches grown from the scripted trunks (circle of Willis, or 2-D feeders)."""
+    trunk_radius: Range = (1.6, 2.3)
+    """Radius of the trunks, in mm."""
+    least_radius: Positive = 0.35
+    """Radius at which a branch ends, in mm."""
+    tortuosity: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """How much the direction wanders: 0 straight, 1 a random walk."""
+
+
+class Scanner(Model):
+    """Appearance: tissue, contrast, noise. Intensities are relative to white matter = 1."""
+
+    vessel: Range = (2.4, 3.4)
+    """Intensity of fast flow; drawn per patient from this range."""
+    background: Range = (0.75, 1.0)
+    """Intensity of grey against white matter."""
+    texture: Annotated[float, Field(ge=0, le=1)] = 0.06
+    """Standard deviation of the smooth tissue texture."""
+    skull: Annotated[float, Field(ge=0)] = 1.5
+    """Intensity of the scalp's fat."""
+    blur: Annotated[float, Field(ge=0, le=3)] = 0.45
+    """Standard deviation of the point spread, in voxels."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.09
+    """Standard deviation of each quadrature channel of the Rician noise."""
+    bias: Annotated[float, Field(ge=0, le=1)] = 0.12
+    """Depth of the smooth coil-sensitivity field."""
+    gain: Positive = 180.0
+    """Stored units (int16) per unit of intensity."""
+
+
+class Phantom(Model):
+    """A procedural volume: public by construction, a function of its seed alone."""
+
+    shape: tuple[int, int, int] = (128, 144, 40)
+    """Voxels along x, y, z. A z of 1 gives a 2-D projection angiogram."""
+    zooms: tuple[Positive, Positive, Positive] = (0.9, 0.9, 1.3)
+    """Voxel size in mm."""
+    vessels: Vessels = Vessels()
+    """Geometry."""
+    scanner: Scanner = Scanner()
+    """Appearance."""
+
+    @field_validator("shape")
+    @classmethod
+    def _plausible(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(shape[:2]) < 16 or shape[2] < 1 or math.prod(shape) > 2**28:
+            raise ValueError("x and y of at least 16, z of at least 1, at most 2^28 voxels in all")
+        return shape
+
+
+class PhantomCohort(Model):
+    """A cohort of phantoms, written as BIDS."""
+
+    kind: Literal["phantom"]
+    """`phantom`: made by code."""
+    splits: Splits = Splits(train=8, validation=2, test=3)
+    """Patients in each split."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Seed of the cohort; cohorts of equal seed and geometry hold the same patients."""
+    phantom: Phantom = Phantom()
+    """What is drawn."""
+
+    def as_bids(self, root: str) -> BidsCohort:
+        """How to read the cohort once it is written to `root`."""
+        return BidsCohort(kind="bids", path=root, splits=self.splits, region="file")
+
+
+class BidsCohort(Model):
+    """A cohort on disk, in BIDS."""
+
+    kind: Literal["bids"]
+    """`bids`: found by its file names."""
+    path: str
+    """Root of the BIDS data set; `${VARIABLES}` are expanded."""
+    splits: Splits
+    """Patients in each split. Without a `split` column in participants.tsv the patients are
+    shuffled once, from `seed`, and dealt out in these numbers."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Seed of that shuffle."""
+    image_suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")] = "angio"
+    """Suffix of the images: sub-*/anat/*_<suffix>.nii.gz."""
+    labels: str = "derivatives/labels"
+    """Folder of the labels below the root."""
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")] = "vessel"
+    """BIDS `label` entity of the masks: *_label-<label>_mask.nii.gz."""
+    region: Literal["file", "head", "all"] = "head"
+    """Where background patches come from and predictions count: `file` reads a mask
+    *_label-brain_mask.nii.gz beside the labels, `head` takes the voxels above an Otsu
+    threshold (largest part, filled), `all` every voxel."""
+
+    @field_validator("path")
+    @classmethod
+    def _expand(cls, path: str) -> str:
+        expanded = os.path.expandvars(os.path.expanduser(path))
+        if missing := re.findall(r"\$\{?(\w+)\}?", expanded):
+            raise ValueError(f"environment variable {missing[0]} is not set")
+        return expanded
+
+    def as_bids(self, root: str) -> BidsCohort:
+        """How to read the cohort at `root`."""
+        return BidsCohort(**{**self.model_dump(), "kind": "bids", "path": root})
+
+
+class ImportedCohort(BidsCohort):
+    """Files in any format that SimpleITK reads, copied into BIDS first."""
+
+    kind: Literal["import"]  # type: ignore[assignment]
+    """`import`: listed in a table."""
+    path: str
+    """A TSV with the columns participant_id, image, label and, optionally, brain_mask,
+    split and site; relative paths start at the table."""
+
+
+Cohort = Annotated[PhantomCohort | BidsCohort | ImportedCohort, Field(discriminator="kind")]
+
+
+# ------------------------------------------------------------------ patches
+
+
+class Patches(Model):
+    """Patches cut from the training patients (Kossen et al. 2022, section 3.1)."""
+
+    size: Annotated[int, Field(ge=8, le=512)] = 32
+    """Edge in voxels; patches lie in axial slices."""
+    per_patient: Annotated[int, Field(ge=2, le=100_000)] = 250
+    """Patches per training patient; the paper takes 1,000."""
+    vessel_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of them centred on a labelled voxel; the rest is centred anywhere in the region."""
+
+
+# ------------------------------------------------------------------ generators
+
+
+class RealGenerator(Model):
+    """Hands the training patches through: the ceiling, with no privacy at all."""
+
+    kind: Literal["real"]
+    """`real`."""
+
+
+class PhantomGenerator(Model):
+    """Patches of public phantoms: the floor, at epsilon 0."""
+
+    kind: Literal["phantom"]
+    """`phantom`."""
+    phantom: Phantom = Phantom()
+    """What is drawn; nothing in it may come from the private cohort."""
+    volumes: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Phantoms to cut the pairs from."""
+
+
+class WganGenerator(Model):
+    """The paper's Wasserstein GAN over image-label pairs."""
+
+    kind: Literal["wgan"]
+    """`wgan`."""
+    loop: Literal["valid", "as-published"] = "valid"
+    """`valid`: a fresh Poisson batch per critic update, one noisy release each, a public
+    number of fakes, a public divisor. `as-published`: one batch for all critic updates, two
+    noisy steps each, divided by the realised batch size; to reproduce the paper only."""
+    architecture: Literal["transposed", "upsampling"] = "transposed"
+    """`transposed`: transposed convolutions only (the paper's code); `upsampling`: a linear
+    layer, then nearest-neighbour upsampling and 5 x 5 convolutions (the paper's text)."""
+    latent: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Dimension of the latent vector."""
+    generator_width: Annotated[int, Field(ge=4, le=512)] = 16
+    """Channels of the generator's last hidden layer, doubling inwards; the paper: 96."""
+    critic_width: Annotated[int, Field(ge=4, le=512)] = 16
+    """Channels of the critic's first layer, doubling onwards; the paper: 96."""
+    learning_rate: Positive = 5e-4
+    """RMSprop, both networks; the paper: 5e-5, which learns nothing in CPU minutes."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Expected private batch, the public divisor, and the number of fakes."""
+    generator_updates: Annotated[int, Field(ge=1)] = 700
+    """Generator updates; the paper: 50 epochs of 1,281."""
+    critic_updates: Annotated[int, Field(ge=1, le=100)] = 5
+    """Critic updates for each generator update."""
+    clip_norm: Positive = 1.0
+    """Bound on each record's gradient norm (with privacy only)."""
+    weight_clip: Positive = 0.01
+    """Critic weights are clamped to this after each update."""
+    label_threshold: Annotated[float, Field(ge=-1, le=1)] = 0.8
+    """A synthetic voxel is labelled where the second channel passes this."""
+
+
+Generator = Annotated[
+    RealGenerator | PhantomGenerator | WganGenerator, Field(discriminator="kind")
+]
+
+
+# ------------------------------------------------------------------ segmentation
+
+
+class Grid(Model):
+    """The U-Nets trained on each synthetic set: every combination."""
+
+    learning_rate: tuple[Positive, ...] = (1e-3,)
+    """Adam's rates; the paper: 1e-4 and 8e-5."""
+    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.0,)
+    """Dropout between the two convolutions of a level; the paper: 0 and 0.1."""
+    augment: tuple[bool, ...] = (False, True)
+    """Rotation up to 30 degrees, shear up to 20, vertical flip; the paper: on and off."""
+
+    def cells(self) -> list[str]:
+        """Names of the cells, as they stand in paths."""
+        return [
+            f"lr-{rate:g}_dropout-{dropout:g}_augment-{'on' if augment else 'off'}"
+            for rate in self.learning_rate
+            for dropout in self.dropout
+            for augment in self.augment
+        ]
+
+    @staticmethod
+    def parse(cell: str) -> tuple[float, float, bool]:
+        """The (learning rate, dropout, augment) that a cell's name stands for."""
+        match = re.fullmatch(r"lr-(.+)_dropout-(.+)_augment-(on|off)", cell)
+        if match is None:
+            raise ValueError(f"grid cell {cell!r}: expected lr-X_dropout-X_augment-on|off")
+        return float(match[1]), float(match[2]), match[3] == "on"
+
+
+class Segmentation(Model):
+    """The U-Net (Livne et al. 2019) and how it is applied."""
+
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32, 64)
+    """Channels per level; the paper: 32, 64, 128, 256, 512."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Pairs per step."""
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Optimiser steps; the paper: 15 epochs of 2 N / 64."""
+    grid: Grid = Grid()
+    """U-Nets per synthetic set; the best on real validation patients is tested."""
+    stride: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Step between tiles at inference, as a share of the patch; 1 as in the paper,
+    smaller values average overlapping tiles."""
+
+    @field_validator("channels")
+    @classmethod
+    def _deep_enough(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if not 2 <= len(channels) <= 6:
+            raise ValueError("2 to 6 levels")
+        return channels
+
+
+class Task(Model):
+    """What a generator is asked to be. Public facts only: nothing here is counted on data."""
+
+    settings: Generator
+    """How to build and train it."""
+    level: PrivacyLevel
+    """How private to be."""
+    seed: int
+    """Seed of every draw while training."""
+    size: int
+    """Edge of a patch in voxels."""
+    records: int
+    """Public number of private patches; sampling rate and delta follow from it."""
+    per_patient: int
+    """Most patches that one patient holds."""
+    delta: float
+    """Delta of the guarantee."""
+
+
+# ------------------------------------------------------------------ the study
+
+
+class Points(Model):
+    """Points of the study: one generator at several privacy levels and seeds."""
+
+    generator: Name
+    """A name under `generators`."""
+    privacy: tuple[str, ...] = ("none",)
+    """Levels: `none`, `sigma-X` (noise multiplier) or `eps-X` (calibrated, patch level)."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """One generator is trained for each seed."""
+
+    @field_validator("privacy")
+    @classmethod
+    def _levels(cls, levels: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_check_privacy(level) for level in levels)
+
+
+class Privacy(Model):
+    """What every epsilon in the study is stated against."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Delta; by default 1 / (training patients x patches.per_patient)."""
+
+
+class Study(Model):
+    """A whole study. Every key has a default; a study file states what differs."""
+
+    name: Name = "demo"
+    """Name of the study, for the report's title."""
+    note: str = (
+        "A demonstration that fits two CPU cores: patches, widths and cohorts are smaller than the "
+        "paper's, and the WGAN's learning rate is ten times the paper's, which learns nothing in "
+        "minutes. Its scores show directions, not clinical values."
+    )
+    """A sentence or two printed at the top of the report."""
+    seed: Annotated[int, Field(ge=0)] = 2022
+    """Every random draw derives from this and the result's path."""
+    cohort: Name = "first"
+    """The private cohort: its training patients teach the generators."""
+    external: tuple[Name, ...] = ("second",)
+    """Cohorts that serve as further test sets only."""
+    cohorts: dict[Name, Cohort] = {
+        "first": PhantomCohort(kind="phantom"),
+        "second": PhantomCohort(
+            kind="phantom",
+            seed=2,
+            splits=Splits(train=0, validation=0, test=3),
+            phantom=Phantom(
+                scanner=Scanner(
+                    vessel=(2.0, 2.9), noise=0.12, bias=0.2, blur=0.6, texture=0.08, gain=95.0
+                )
+            ),
+        ),
+    }
+    """The cohorts, by name."""
+    patches: Patches = Patches()
+    """How patches are cut."""
+    generators: dict[Name, Generator] = {
+        "real": RealGenerator(kind="real"),
+        "phantom": PhantomGenerator(kind="phantom"),
+        "wgan": WganGenerator(kind="wgan"),
+        "wgan-as-published": WganGenerator(kind="wgan", loop="as-published"),
+    }
+    """The generators, by the name they have in paths."""
+    pairs: Annotated[int, Field(ge=16, le=10_000_000)] = 2000
+    """Pairs in each synthetic set; the paper: 41,000."""
+    privacy: Privacy = Privacy()
+    """Privacy accounting."""
+    segmentation: Segmentation = Segmentation()
+    """U-Nets."""
+    points: tuple[Points, ...] = (
+        Points(generator="real"),
+        Points(generator="phantom"),
+        Points(generator="wgan", privacy=("none", "sigma-0.65", "sigma-2")),
+        Points(generator="wgan-as-published", privacy=("sigma-0.65",)),
+    )
+    """What the study consists of."""
+
+    def task(self, cohort: str, generator: str, privacy: str, seed: int) -> Task:
+        """What one point of the study asks of its generator; `seed` is the derived one."""
+        records = self.cohorts[cohort].splits.train * self.patches.per_patient
+        return Task(
+            settings=self.generators[generator],
+            level=PrivacyLevel.parse(privacy),
+            seed=seed,
+            size=self.patches.size,
+            records=records,
+            per_patient=self.patches.per_patient,
+            delta=self.privacy.delta or 1 / records,
+        )
+
+    def check_point(self, cohort: str, generator: str, privacy: str) -> None:
+        """Raise ValueError unless this point can be made."""
+        if cohort not in self.cohorts:
+            raise ValueError(f"cohort {cohort!r}: {_allowed(cohort, self.cohorts)}")
+        splits = self.cohorts[cohort].splits
+        if splits.train < 1 or splits.validation < 1:
+            raise ValueError(
+                f"cohorts.{cohort}.splits: a private cohort needs at least 1 training and 1 "
+                f"validation patient, not {splits.train} and {splits.validation}"
+            )
+        if generator not in self.generators:
+            raise ValueError(
+                f"generator {generator!r}: {_allowed(generator, self.generators)}"
+            )
+        level = PrivacyLevel.parse(privacy)
+        kind = self.generators[generator].kind
+        if level.kind != "none" and kind in ("real", "phantom"):
+            raise ValueError(
+                f"privacy level {privacy!r} with generator {generator!r}: allowed is 'none' "
+                + ("(it has no privacy)" if kind == "real" else "(it reads nothing private)")
+            )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for key, name in [("cohort", self.cohort), *(("external", e) for e in self.external)]:
+            if name not in self.cohorts:
+                raise ValueError(f"{key}: {name!r} is no cohort: {_allowed(name, self.cohorts)}")
+        if self.cohort in self.external or len(set(self.external)) != len(self.external):
+            raise ValueError("external: each cohort once, and not the private one")
+        for name in self.generators:
+            if name in RESERVED_NAMES:
+                raise ValueError(f"generators: {name!r} is a folder of the study, not a name")
+        for points in self.points:
+            for level in points.privacy:
+                self.check_point(self.cohort, points.generator, level)
+            self._check_size(points.generator)
+        return self
+
+    def _check_size(self, generator: str) -> None:
+        size, depth = self.patches.size, len(self.segmentation.channels) - 1
+        if size % 2**depth:
+            raise ValueError(
+                f"patches.size: {size} does not halve {depth} times, as "
+                f"segmentation.channels asks; allowed are multiples of {2**depth}"
+            )
+        if self.generators[generator].kind == "wgan" and wgan_levels(size) is None:
+            raise ValueError(
+                f"patches.size: {size} with generator {generator!r}; allowed are 16, 24, 32, 48, "
+                "64, 96, 128, 192, 256 and 384"
+            )
+
+
+def wgan_levels(size: int) -> tuple[int, int] | None:
+    """(first size, doublings) of a network that ends at `size` pixels, or None.
+
+    96 gives (3, 5), as in the paper: 3, 6, 12, 24, 48, 96.
+    """
+    for first in (2, 3):
+        doublings = round(math.log2(size / first))
+        if first * 2**doublings == size and doublings >= 3:
+            return first, doublings
+    return None
+
+
+# ------------------------------------------------------------------ loading, with good errors
+
+
+def load(raw: Mapping[str, Any]) -> Study:
+    """Build the study, or raise ConfigError naming key, value and what is allowed."""
+    try:
+        return Study.model_validate(dict(raw))
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        raise ConfigError(f"the configuration has faults:\n{faults}") from None
+
+
+def _allowed(given: str, names: Any) -> str:
+    names = sorted(names)
+    close = difflib.get_close_matches(given, names, 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"allowed are {', '.join(map(repr, names))}{hint}"
+
+
+def _explain(fault: Any) -> str:
+    place = list(fault["loc"])
+    if place and place[0] in ("cohorts", "generators"):
+        del place[2:3]  # the union's tag, which is no key of the file
+    key = ".".join(map(str, place)) or "study"
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {_allowed(str(place[-1]), _siblings(fault['loc']))}"
+    text = fault["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(fault["input"], dict | Study) else f" (given: {fault['input']!r})"
+    return f"{key}: {text}{shown}"
+
+
+def _siblings(location: tuple[Any, ...]) -> list[str]:
+    """Keys allowed where an unknown one was found, by walking the models."""
+    models: list[type[BaseModel]] = [Study]
+    for step in location[:-1]:
+        if len(models) > 1:
+            tagged = [m for m in models if step in get_args(m.model_fields["kind"].annotation)]
+            models = tagged or models
+        elif step in models[0].model_fields:
+            models = list(models_in(models[0].model_fields[step].annotation))
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation mentions, in order."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_in(inner)
+

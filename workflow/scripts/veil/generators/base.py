@@ -1,0 +1,42 @@
+"""The interface of every generator (floor 4)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from veil.config import Task
+
+
+class Generator(ABC):
+    """Fit on private patches under a privacy level, then sample labelled pairs."""
+
+    def __init__(self, task: Task, patches: Path | None = None):
+        """`patches` is the place of the private patches, for those that may read them."""
+        self.task, self.patches = task, patches
+
+    @abstractmethod
+    def spent(self) -> dict[str, Any]:
+        """The privacy statement: a function of public settings, so it can be read beforehand."""
+
+    @abstractmethod
+    def fit(self, state: Path, device: torch.device, identity: Mapping[str, Any]) -> None:
+        """Learn from the patches, resuming from the state folder if it holds a checkpoint."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """What `sample` needs, and nothing of what only training needed."""
+
+    @abstractmethod
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take up what `weights` gave."""
+
+    @abstractmethod
+    def sample(self, pairs: int, seed: int, device: torch.device, threads: int) -> np.ndarray:
+        """Labelled pairs, uint8 (pairs, 2, size, size), as in `artifacts.save_pairs`."""

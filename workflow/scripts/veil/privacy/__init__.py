@@ -1,0 +1,1 @@
+"""Guarantees (floor 2): sampling, clipping and noise, and what they cost."""

@@ -1,0 +1,160 @@
+"""What a mechanism costs, in one place (floor 2).
+
+The mechanism is always the Poisson-subsampled Gaussian of DP-SGD (Abadi et al. 2016). All
+bounds are for add-or-remove-one neighbours. The default accountant is dp-accounting's privacy
+loss distributions (PLD); Opacus's Renyi accountant is here only to reproduce the ledger that
+Kossen et al. 2022 printed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import binom, norm
+
+RELATION = "add or remove one record"
+GRID = 1e-4  # discretisation of the privacy loss; coarser is a looser upper bound
+RENYI_ORDERS = 1 + np.geomspace(1e-5, 200, 160)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """Noisy sums of clipped gradients over Poisson batches.
+
+    `draws` independent batches, each holding every record with probability `sampling_rate`,
+    and `releases_per_draw` sums of each with noise of `noise_multiplier` times the clip norm.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    draws: int
+    releases_per_draw: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"sampling rate {self.sampling_rate}; allowed is (0, 1]")
+        if not self.noise_multiplier > 0:
+            raise ValueError(f"noise multiplier {self.noise_multiplier}; allowed is above 0")
+        if self.draws < 0 or self.releases_per_draw < 1:
+            raise ValueError("draws of at least 0 and releases per draw of at least 1 are allowed")
+
+    @property
+    def effective_noise(self) -> float:
+        """k sums of one batch are together one sum with noise sigma / sqrt(k), not k draws."""
+        return self.noise_multiplier / math.sqrt(self.releases_per_draw)
+
+
+def accountant() -> str:
+    """Name and version of the accountant behind `epsilon`."""
+    return f"dp-accounting {version('dp-accounting')}, PLD, grid {GRID:g}"
+
+
+def epsilon(charge: Charge, delta: float) -> float:
+    """Epsilon per record, an upper bound by PLD accounting."""
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+
+    if charge.draws == 0:
+        return 0.0
+    step = dp.PoissonSampledDpEvent(
+        charge.sampling_rate, dp.GaussianDpEvent(charge.effective_noise)
+    )
+    book = PLDAccountant(value_discretization_interval=GRID)
+    book.compose(dp.SelfComposedDpEvent(step, charge.draws))
+    return float(book.get_epsilon(delta))
+
+
+def published_epsilon(charge: Charge, delta: float, noisy_steps: int) -> float:
+    """The ledger of Kossen et al. 2022: every noisy step counted as an independent draw.
+
+    Renyi accounting with the conversion of Balle et al. 2020, as Opacus does it. It is not a
+    bound on anything that re-uses a batch; it exists to be printed beside `epsilon`.
+    """
+    from opacus.accountants import RDPAccountant
+
+    book = RDPAccountant()
+    book.history = [(charge.noise_multiplier, charge.sampling_rate, noisy_steps)]
+    return float(book.get_epsilon(delta))
+
+
+def patient_epsilon(charge: Charge, delta: float, records_per_patient: int) -> float:
+    """Epsilon per patient, where a patient holds up to `records_per_patient` records.
+
+    A batch holds Binomial(records_per_patient, q) of a patient's records, each moving the sum
+    by up to the clip norm: exactly a mixture of Gaussians. Renyi divergences of that mixture
+    by quadrature, refined by PLD accounting where the result is small enough for it.
+    """
+    if charge.draws == 0:
+        return 0.0
+    shifts, weights = _shifts(charge.sampling_rate, records_per_patient)
+    divergences = _mixture_divergences(shifts, weights, charge.effective_noise)
+    bound = _from_renyi(charge.draws * divergences, delta)
+    if bound > 300:  # dp-accounting overflows beyond; such a bound protects nobody anyway
+        return bound
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    one = pld.from_mixture_gaussian_mechanism(
+        charge.effective_noise, shifts, weights, value_discretization_interval=1e-3
+    )
+    tight = one.self_compose(charge.draws).get_epsilon_for_delta(delta)
+    return min(bound, float(tight))
+
+
+def calibrate(
+    target: float, delta: float, sampling_rate: float, draws: int, releases_per_draw: int = 1
+) -> float:
+    """The least noise multiplier, to 1e-4 and rounded up, whose `epsilon` is at most `target`."""
+
+    def cost(noise: float) -> float:
+        charge = Charge(
+            sampling_rate=sampling_rate, noise_multiplier=noise, draws=draws,
+            releases_per_draw=releases_per_draw,
+        )  # fmt: skip
+        return epsilon(charge, delta)
+
+    low, high = 0.3, 1.0
+    while cost(high) > target:
+        low, high = high, 2 * high
+        if high > 10_000:
+            raise ValueError(f"eps-{target:g} cannot be reached with noise multipliers to 10,000")
+    while high - low > 5e-5:
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(middle) <= target else (middle, high)
+    noise = math.ceil(high * 1e4) / 1e4
+    if noise <= 0.3001:
+        raise ValueError(f"eps-{target:g} needs less noise than 0.3: use 'none' or a lower epsilon")
+    return noise
+
+
+def _shifts(sampling_rate: float, records: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far one patient moves a sum, in clip norms, and with what probability."""
+    count = np.arange(records + 1)
+    weight = binom.pmf(count, records, sampling_rate)
+    keep = weight > 1e-18
+    return count[keep].astype(float), weight[keep] / weight[keep].sum()
+
+
+def _mixture_divergences(shifts: np.ndarray, weights: np.ndarray, noise: float) -> np.ndarray:
+    """Renyi divergences at RENYI_ORDERS between the mixture and N(0, noise^2), the worse way."""
+    x = np.linspace(-14 * noise, shifts[-1] + 14 * noise, 60_001)
+    base = norm.logpdf(x, 0, noise) + math.log(x[1] - x[0])
+    ratio = logsumexp(
+        shifts * (2 * x[:, None] - shifts) / (2 * noise**2), b=weights, axis=1
+    )  # log P(x) / Q(x)
+    worst = []
+    for order in RENYI_ORDERS:
+        adding = logsumexp(base + order * ratio)
+        removing = logsumexp(base + (1 - order) * ratio)
+        worst.append(max(adding, removing) / (order - 1))
+    return np.array(worst)
+
+
+def _from_renyi(divergences: np.ndarray, delta: float) -> float:
+    """Convert Renyi divergences to epsilon (Balle et al. 2020, theorem 21)."""
+    a = RENYI_ORDERS
+    bounds = divergences + np.log((a - 1) / a) - (math.log(delta) + np.log(a)) / (a - 1)
+    return float(max(bounds[np.isfinite(bounds)].min(), 0))

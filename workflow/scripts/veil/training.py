@@ -1,0 +1,180 @@
+"""One resumable training loop for everything that is trained (floor 3).
+
+The loop knows steps, checkpoints, progress and history; what a step does is the trainee's
+business. State is saved to a folder that no workflow engine cleans up, whole or not at all,
+so that a killed run goes on from its last checkpoint.
+
+Privacy: checkpoints and history stay on the private side of the study. A run that resumes
+repeats no charged step: what happened after the last checkpoint is discarded with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from veil import artifacts
+
+log = logging.getLogger("veil")
+HISTORY = "history.jsonl"
+
+
+class Trainee(Protocol):
+    """What the loop trains."""
+
+    def step(self) -> Mapping[str, float]:
+        """Take one step and return what the history should record of it."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, random states included."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state that `state` gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How to run a trainee: for how long, where to keep its state, how often to save it."""
+
+    steps: int
+    folder: Path
+    """State folder: `checkpoint.safetensors` and `history.jsonl`."""
+    identity: Mapping[str, Any]
+    """What the run is of; a checkpoint of another identity is refused."""
+    name: str = "training"
+    seconds_between_saves: float = 60.0
+    records: int = 200
+    """How many lines the history gets over the whole run."""
+
+    def run(self, trainee: Trainee) -> None:
+        """Run the trainee to the last step, resuming where a checkpoint stands."""
+        start = self._resume(trainee)
+        every = max(self.steps // self.records, 1)
+        saved = logged = time.monotonic()
+        bar = tqdm(total=self.steps, initial=start, desc=self.name, disable=None, mininterval=1)
+        for step in range(start + 1, self.steps + 1):
+            values = trainee.step()
+            bar.update()
+            if step % every == 0 or step == self.steps:
+                self._record({"step": step, **values})
+            if time.monotonic() - logged > 30:
+                logged = time.monotonic()
+                shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+                log.info("%s: step %d of %d  %s", self.name, step, self.steps, shown)
+            if time.monotonic() - saved > self.seconds_between_saves or step == self.steps:
+                self._save(trainee, step)
+                saved = time.monotonic()
+        bar.close()
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def history(self) -> Path:
+        """One JSON object a line: the step and what the trainee reported."""
+        return self.folder / HISTORY
+
+    def _save(self, trainee: Trainee, step: int) -> None:
+        meta = {"step": step, "identity": artifacts.fingerprint(dict(self.identity))}
+        artifacts.save_tensors(self._checkpoint, trainee.state(), meta)
+
+    def _resume(self, trainee: Trainee) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._checkpoint.exists():
+            self.history.unlink(missing_ok=True)
+            return 0
+        tensors, meta = artifacts.load_tensors(self._checkpoint)
+        if meta["identity"] != artifacts.fingerprint(dict(self.identity)):
+            log.warning(
+                "%s: %s belongs to another configuration and is set aside; starting anew",
+                self.name,
+                self._checkpoint,
+            )
+            self._checkpoint.replace(self._checkpoint.with_suffix(".stale"))
+            self.history.unlink(missing_ok=True)
+            return 0
+        trainee.load_state(tensors)
+        step = int(meta["step"])
+        self._trim_history(step)
+        log.info("%s: resuming at step %d of %d", self.name, step, self.steps)
+        return step
+
+    def _record(self, values: Mapping[str, float]) -> None:
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(values)) + "\n")
+
+    def _trim_history(self, step: int) -> None:
+        """Drop lines after the checkpoint, and a last line that a kill cut short."""
+        if not self.history.exists():
+            return
+        kept = []
+        for line in self.history.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        artifacts.write_text(self.history, "".join(kept))
+
+
+def history_of(folder: Path) -> str:
+    """The history in a state folder; empty for a trainee that had nothing to learn."""
+    path = folder / HISTORY
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def choose_device() -> torch.device:
+    """CUDA where it is, else the CPU. A job that was promised a GPU and sees none fails."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if os.environ.get("VEIL_REQUIRE_GPU") == "1":
+        raise RuntimeError(
+            "VEIL_REQUIRE_GPU is 1, but torch sees no CUDA device: check the driver, "
+            "CUDA_VISIBLE_DEVICES, and that torch is a CUDA build"
+        )
+    return torch.device("cpu")
+
+
+def pack(**parts: nn.Module | torch.optim.Optimizer | torch.Generator) -> dict[str, Tensor]:
+    """Modules, optimisers and random generators as one flat mapping of tensors."""
+    flat: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if isinstance(part, torch.Generator):
+            flat[f"{name}.random"] = part.get_state()
+        elif isinstance(part, torch.optim.Optimizer):
+            for index, values in part.state_dict()["state"].items():
+                for key, value in values.items():
+                    flat[f"{name}.{index}.{key}"] = torch.as_tensor(value)
+        else:
+            flat |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+    # Clones: safetensors refuses tensors that share memory.
+    return {key: value.detach().clone() for key, value in flat.items()}
+
+
+def unpack(
+    state: Mapping[str, Tensor], **parts: nn.Module | torch.optim.Optimizer | torch.Generator
+) -> None:
+    """Load what `pack` made back into the same parts."""
+    for name, part in parts.items():
+        mine = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+        if isinstance(part, torch.Generator):
+            part.set_state(mine["random"])
+        elif isinstance(part, torch.optim.Optimizer):
+            held: dict[int, dict[str, Tensor]] = {}
+            for key, value in mine.items():
+                index, field = key.split(".", 1)
+                held.setdefault(int(index), {})[field] = value
+            part.load_state_dict({**part.state_dict(), "state": held})
+        else:
+            part.load_state_dict(mine)
