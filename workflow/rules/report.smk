@@ -1,1 +1,122 @@
-# stub until the report exists
+# From scores to one page.
+# INPUTS   every point's scores, statement, synthetic pairs and error maps
+# OUTPUTS  results/report/: tables/*.tsv, figures/*.svg, index.html
+
+TESTS = [STUDY.cohort, *STUDY.external]
+HAS_PRIVATE = any(level != "none" for entry in STUDY.points for level in entry.privacy)
+
+
+def figure_titles():
+    """The figures that this study can fill: file stem, and the question it answers."""
+    titles = {
+        "figure-2": "What do the synthetic pairs look like?",
+        "figure-3": "How does quality fall as privacy rises?",
+        "figure-4": "Where are the errors?",
+    }
+    for cohort in STUDY.external:
+        titles[f"figure-5-{cohort}"] = f"Does it carry over to {cohort}?"
+    if HAS_PRIVATE:
+        titles["figure-7"] = "What does the best private model get right?"
+    return titles
+
+
+FIGURES = figure_titles()
+
+
+def caption(figure):
+    """The caption file of a figure."""
+    name = "figure-5" if figure.startswith("figure-5") else figure
+    return workflow.source_path(f"../report/{name}.rst")
+
+
+def caption_texts():
+    """The captions as plain text, in the order of the figures."""
+    return [" ".join(Path(caption(figure)).read_text().split()) for figure in FIGURES]
+
+
+rule gather_scores:
+    """Gather scores and privacy statements of every point into tidy tables."""
+    input:
+        scores=expand("{point}/scores/segmentation.tsv", point=points()),
+        chosen=expand("{point}/segmenters/chosen.json", point=points()),
+        privacy=expand("{point}/generator/privacy.json", point=points()),
+        threshold=f"results/{STUDY.cohort}/data/threshold.tsv",
+    output:
+        points="results/report/tables/points.tsv",
+        scores="results/report/tables/scores.tsv",
+        summary="results/report/tables/summary.tsv",
+        table_1=report(
+            "results/report/tables/table_1.tsv",
+            caption="../report/table-1.rst",
+            category="Tables",
+            labels={"table": "Table 1"},
+        ),
+    params:
+        code=code_hash("gather_scores.py"),
+    log:
+        "logs/report/gather_scores.log",
+    conda:
+        "../envs/veil.yaml"
+    script:
+        "../scripts/gather_scores.py"
+
+
+rule draw_figures:
+    """Draw the paper's figures for the study that ran."""
+    input:
+        points=rules.gather_scores.output.points,
+        summary=rules.gather_scores.output.summary,
+        pairs=expand("{point}/synthetic/pairs.npy", point=points()),
+        errors=expand("{point}/scores/errors", point=points()),
+    output:
+        [
+            report(
+                f"results/report/figures/{figure}.svg",
+                caption=caption(figure),
+                category="Figures",
+                labels={"figure": title},
+            )
+            for figure, title in FIGURES.items()
+        ],
+    params:
+        root=f"results/{STUDY.cohort}",
+        folder="results/report/figures",
+        tests=TESTS,
+        code=code_hash("draw_figures.py"),
+    log:
+        "logs/report/draw_figures.log",
+    conda:
+        "../envs/veil.yaml"
+    script:
+        "../scripts/draw_figures.py"
+
+
+rule write_report:
+    """Write the page."""
+    input:
+        points=rules.gather_scores.output.points,
+        table_1=rules.gather_scores.output.table_1,
+        figures=rules.draw_figures.output,
+        template="workflow/scripts/veil/report/page.html.j2",
+    output:
+        report(
+            "results/report/index.html",
+            caption="../report/page.rst",
+            category="Report",
+            labels={"page": "The whole report"},
+        ),
+    params:
+        study=STUDY.name,
+        note=STUDY.note,
+        cohort=STUDY.cohort,
+        public=STUDY.cohorts[STUDY.cohort].kind == "phantom",
+        tests=TESTS,
+        figures=list(FIGURES.values()),
+        captions=caption_texts(),
+        code=code_hash("write_report.py"),
+    log:
+        "logs/report/write_report.log",
+    conda:
+        "../envs/veil.yaml"
+    script:
+        "../scripts/write_report.py"

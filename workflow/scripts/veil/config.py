@@ -267,7 +267,7 @@ class WganGenerator(Model):
     """RMSprop, both networks; the paper: 5e-5, which learns nothing in CPU minutes."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Expected private batch, the public divisor, and the number of fakes."""
-    generator_updates: Annotated[int, Field(ge=1)] = 700
+    generator_updates: Annotated[int, Field(ge=1)] = 350
     """Generator updates; the paper: 50 epochs of 1,281."""
     critic_updates: Annotated[int, Field(ge=1, le=100)] = 5
     """Critic updates for each generator update."""
@@ -318,10 +318,10 @@ class Grid(Model):
 class Segmentation(Model):
     """The U-Net (Livne et al. 2019) and how it is applied."""
 
-    channels: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32, 64)
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = (8, 16, 32)
     """Channels per level; the paper: 32, 64, 128, 256, 512."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Pairs per step."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Pairs per step; the paper: 64."""
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimiser steps; the paper: 15 epochs of 2 N / 64."""
     grid: Grid = Grid()
@@ -418,7 +418,15 @@ class Study(Model):
     """How patches are cut."""
     generators: dict[Name, Generator] = {
         "real": RealGenerator(kind="real"),
-        "phantom": PhantomGenerator(kind="phantom"),
+        "phantom": PhantomGenerator(
+            kind="phantom",
+            phantom=Phantom(
+                vessels=Vessels(branches=120, trunk_radius=(1.2, 2.8), tortuosity=0.4),
+                scanner=Scanner(
+                    vessel=(1.8, 2.8), noise=0.06, blur=0.7, texture=0.03, bias=0.3, skull=1.0
+                ),
+            ),
+        ),
         "wgan": WganGenerator(kind="wgan"),
         "wgan-as-published": WganGenerator(kind="wgan", loop="as-published"),
     }
@@ -432,7 +440,7 @@ class Study(Model):
     points: tuple[Points, ...] = (
         Points(generator="real"),
         Points(generator="phantom"),
-        Points(generator="wgan", privacy=("none", "sigma-0.65", "sigma-2")),
+        Points(generator="wgan", privacy=("none", "sigma-0.65")),
         Points(generator="wgan-as-published", privacy=("sigma-0.65",)),
     )
     """What the study consists of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import yaml
@@ -135,3 +136,20 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, str) and len(value) > 40:
         return "a note on the demonstration"
     return f"`{_inline(list(value) if isinstance(value, tuple) else value)}`"
+
+
+def main() -> None:
+    """Write the schema, the default configuration and the reference page."""
+    root = Path(__file__).resolve().parents[3]
+    for place, text in GENERATED.items():
+        (root / place).write_text(text(), encoding="utf-8")
+
+
+GENERATED = {
+    "config/config.yaml": default_yaml,
+    "config/README.md": reference,
+    "workflow/schemas/config.schema.json": schema,
+}
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import aff2axcodes
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 
 class VolumeError(ValueError):
@@ -125,7 +126,7 @@ def _parse(path: Path, raw: bytes) -> nib.Nifti1Image:
     try:
         image = kind.from_bytes(raw)
         needed = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
-    except (ImageFileError, HeaderDataError, ValueError, OverflowError, KeyError) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError, KeyError) as error:
         raise VolumeError(path, "header", error, "a single-file NIfTI-1 or NIfTI-2") from None
     if needed > len(raw):
         raise VolumeError(path, "dimension", image.shape, f"at most the file's {len(raw)} bytes")

@@ -71,8 +71,11 @@ def draw(phantom: Phantom, seed: int) -> Drawn:
         image, label, brain = _projection(phantom, tree, look)
     else:
         size = HEAD * geometry.uniform(0.95, 1.03, 3)
+        # A field of view lower than the head is centred nearer to the circle of Willis.
+        middle = np.array([0, 0, min(0.3 * (extent[2] / 2 - HEAD[2]), 0)])
         tree = _grow_head(phantom, size, geometry)
-        image, label, brain = _angiogram(phantom, tree, size, look)
+        tree = Tree(points=tree.points - middle, radius=tree.radius, flow=tree.flow)
+        image, label, brain = _angiogram(phantom, tree, size, middle, look)
     return Drawn(image=image, label=label, brain=brain, affine=affine)
 
 
@@ -258,12 +261,16 @@ def _stamp(tree, part, window, shape, zooms, centre, edge, covered, bright):  # 
     np.maximum.at(bright, index, (cover * flow)[keep].astype(np.float32))
 
 
-def _angiogram(phantom, tree, size, rng):  # type: ignore[no-untyped-def]
-    """TOF-MRA-like (image int16, label, brain) of a head with half-axes `size` in mm."""
+def _angiogram(phantom, tree, size, middle, rng):  # type: ignore[no-untyped-def]
+    """TOF-MRA-like (image int16, label, brain) of a head with half-axes `size`, seen around
+    `middle`; all in mm."""
     look, shape, zooms = phantom.scanner, phantom.shape, np.array(phantom.zooms)
     covered, bright = _rasterise(tree, shape, zooms)
     grid = np.meshgrid(
-        *((np.arange(n, dtype=np.float32) - (n - 1) / 2) * z for n, z in zip(shape, zooms, strict=True)),
+        *(
+            ((np.arange(n) - (n - 1) / 2) * z + m).astype(np.float32)
+            for n, z, m in zip(shape, zooms, middle, strict=True)
+        ),
         indexing="ij", sparse=True,
     )  # fmt: skip
     depth = np.sqrt(sum((axis / half) ** 2 for axis, half in zip(grid, size, strict=True)))

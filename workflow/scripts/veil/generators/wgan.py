@@ -13,13 +13,12 @@ released: only the generator's weights go into `weights`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
 from veil import artifacts, config, training
@@ -133,8 +132,6 @@ class _Game:
             generator.parameters(), settings.learning_rate
         )
         self.critic_optimiser = torch.optim.RMSprop(critic.parameters(), settings.learning_rate)
-        # Opacus's hooks compute per-record gradients; the wrapped critic itself is untouched.
-        self.hooked = GradSampleModule(critic, loss_reduction="sum") if noise else None
         self.critic_step = (
             self._published_updates if settings.loop == "as-published" else self._valid_updates
         )
@@ -142,7 +139,7 @@ class _Game:
     def step(self) -> dict[str, float]:
         gap = self.critic_step()
         fakes = self.generator(self._latents(self.settings.batch_size))
-        loss = -self._score(self.critic, fakes).mean()
+        loss = -mean_score(self.critic(fakes)).mean()
         self.generator_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.generator_optimiser.step()
@@ -163,17 +160,13 @@ class _Game:
 
     def _valid_updates(self) -> float:
         """A fresh batch, one noisy release and a public divisor for every critic update."""
-        gap = 0.0
+        gap, divisor = 0.0, self.settings.batch_size
         for _ in range(self.settings.critic_updates):
-            real, fakes = self._draw(), self._fakes(self.settings.batch_size)
-            real_sum, real_score = self._gradient_sum(real, sign=-1)
-            fake_sum, fake_score = self._gradient_sum(fakes, sign=+1)
-            if self.noise:
-                deviation = self.noise * self.settings.clip_norm
-                real_sum = clipping.add_noise(real_sum, deviation, self.noises)
-            divisor = self.settings.batch_size
-            self._update([(r + f) / divisor for r, f in zip(real_sum, fake_sum, strict=True)])
-            gap += (real_score - fake_score) / divisor / self.settings.critic_updates
+            real, fakes = self._draw(), self._fakes(divisor)
+            signs = torch.cat([-torch.ones(len(real)), torch.ones(divisor)]).to(self.device)
+            total, scores = self._release(torch.cat([real, fakes]), signs)
+            self._update([part / divisor for part in total])
+            gap -= float(scores.sum()) / divisor / self.settings.critic_updates
         return gap
 
     def _published_updates(self) -> float:
@@ -181,16 +174,37 @@ class _Game:
         gap, real = 0.0, self._draw()
         divisor = max(len(real), 1)
         for _ in range(self.settings.critic_updates):
-            scores = []
-            for batch, sign in ((real, -1), (self._fakes(len(real)), +1)):
-                total, score = self._gradient_sum(batch, sign)
-                if self.noise:
-                    deviation = self.noise * self.settings.clip_norm
-                    total = clipping.add_noise(total, deviation, self.noises)
+            for sign in (-1, +1):
+                batch = real if sign < 0 else self._fakes(len(real))
+                signs = torch.full((len(batch),), float(sign), device=self.device)
+                total, scores = self._release(batch, signs)
                 self._update([part / divisor for part in total])
-                scores.append(score / divisor)
-            gap += (scores[0] - scores[1]) / self.settings.critic_updates
+                gap -= float(scores.sum()) / divisor / self.settings.critic_updates
         return gap
+
+    def _release(self, batch: Tensor, signs: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Gradient of the signed scores, summed over the batch; and the signed scores (B,).
+
+        Privacy: with noise, each record is clipped and the sum noised once, so that this is
+        the one place where private records reach the critic. Fakes are clipped like real
+        records: they cost nothing, but a critic pulled by clipped real and unclipped fake
+        gradients has its balance in the wrong place.
+        """
+
+        def score(output: Tensor) -> Tensor:
+            return signs * mean_score(output)
+
+        if self.noise:
+            total, scores = clipping.clipped_sum(
+                self.critic, score, batch, self.settings.clip_norm
+            )
+            deviation = self.noise * self.settings.clip_norm
+            return clipping.add_noise(total, deviation, self.noises), scores
+        parameters = list(self.critic.parameters())
+        if not len(batch):
+            return [torch.zeros_like(parameter) for parameter in parameters], signs
+        scores = score(self.critic(batch))
+        return list(torch.autograd.grad(scores.sum(), parameters)), scores.detach()
 
     def _draw(self) -> Tensor:
         """One Poisson batch of real pairs in [-1, 1] and {0, 1}, (B, 2, H, W); B may be 0."""
@@ -204,30 +218,6 @@ class _Game:
         with torch.no_grad():
             return self.generator(self._latents(count))  # type: ignore[no-any-return]
 
-    @staticmethod
-    def _score(critic: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        return critic(batch).flatten(1).mean(1)
-
-    def _gradient_sum(self, batch: Tensor, sign: int) -> tuple[list[Tensor], float]:
-        """Summed gradient of sign * score, each record clipped if privacy asks; and the score.
-
-        Fakes are clipped too: they cost nothing, but a critic pulled by clipped real and
-        unclipped fake gradients has its balance in the wrong place.
-        """
-        parameters = list(self.critic.parameters())
-        if not len(batch):
-            return [torch.zeros_like(parameter) for parameter in parameters], 0.0
-        if self.hooked is None:
-            scores = self._score(self.critic, batch)
-            gradients = torch.autograd.grad(sign * scores.sum(), parameters)
-            return list(gradients), float(scores.detach().sum())
-        self.hooked.enable_hooks()
-        scores = self._score(self.hooked, batch)
-        (sign * scores.sum()).backward()
-        self.hooked.disable_hooks()
-        records = clipping.per_record_gradients(self.critic)
-        return clipping.clipped_sum(records, self.settings.clip_norm), float(scores.detach().sum())
-
     def _update(self, gradients: list[Tensor]) -> None:
         for parameter, gradient in zip(self.critic.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -236,6 +226,11 @@ class _Game:
         with torch.no_grad():
             for parameter in self.critic.parameters():
                 parameter.clamp_(-self.settings.weight_clip, self.settings.weight_clip)
+
+
+def mean_score(output: Tensor) -> Tensor:
+    """The critic's map (B, 1, h, w) as one score a record (B,)."""
+    return output.flatten(1).mean(1)
 
 
 # ------------------------------------------------------------------ networks

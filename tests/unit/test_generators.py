@@ -1,0 +1,124 @@
+"""Generators: shapes of the paper, the interface, and what each loop charges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from veil import artifacts, config, generators
+from veil.generators import wgan
+
+CPU = torch.device("cpu")
+TINY = config.WganGenerator(kind="wgan", generator_width=4, critic_width=4, latent=8, generator_updates=3, batch_size=8)
+
+
+def task(settings=TINY, level="none", records=200):
+    return config.Task(
+        settings=settings, level=config.PrivacyLevel.parse(level), seed=11, size=16,
+        records=records, per_patient=50, delta=1 / 200,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pairs(tmp_path, rng):
+    data = rng.integers(0, 256, (200, 2, 16, 16)).astype(np.uint8)
+    data[:, 1] //= 200
+    artifacts.save_pairs(tmp_path / "pairs.npy", data)
+    return tmp_path / "pairs.npy"
+
+
+PAPER = config.WganGenerator(kind="wgan", generator_width=96, critic_width=96)
+
+
+def test_the_papers_generator_sizes():
+    """Latent 128 to 3, 6, 12, 24, 48 and 96 pixels; 1,536 channels halving to 96, then 2."""
+    network = wgan.build_generator(PAPER, 96)
+    x, sizes = torch.zeros(1, 128), []
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            sizes.append(tuple(x.shape[1:]))
+    assert sizes == [
+        (1536, 3, 3), (768, 6, 6), (384, 12, 12), (192, 24, 24), (96, 48, 48), (2, 96, 96),
+    ]  # fmt: skip
+
+
+def test_the_papers_critic_sizes():
+    """96, 49, 25, 13, 7, 4 and 2 pixels; 2 channels doubling from 96 to 1,536, then 1."""
+    network = wgan.build_critic(PAPER, 96)
+    x, sizes = torch.zeros(1, 2, 96, 96), []
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, torch.nn.Conv2d):
+            sizes.append(tuple(x.shape[1:]))
+    assert sizes == [
+        (96, 49, 49), (192, 25, 25), (384, 13, 13), (768, 7, 7), (1536, 4, 4), (1, 2, 2),
+    ]  # fmt: skip
+
+
+def test_the_papers_upsampling_generator():
+    """One linear layer to 1,536 x 3 x 3, then six convolutions, the last with stride 2."""
+    network = wgan.build_generator(PAPER.model_copy(update={"architecture": "upsampling"}), 96)
+    convolutions = [layer for layer in network if isinstance(layer, torch.nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [1536, 768, 384, 192, 96, 2]
+    assert network[0].out_features == 96 * 16 * 3 * 3
+    assert network(torch.zeros(1, 128)).shape == (1, 2, 96, 96)
+
+
+@pytest.mark.parametrize("size", [16, 24, 32, 48, 64, 128])
+@pytest.mark.parametrize("architecture", ["transposed", "upsampling"])
+def test_every_allowed_size(size, architecture):
+    settings = TINY.model_copy(update={"architecture": architecture})
+    fake = wgan.build_generator(settings, size)(torch.randn(2, 8))
+    assert fake.shape == (2, 2, size, size)
+    assert wgan.build_critic(settings, size)(fake).shape[:2] == (2, 1)
+
+
+@pytest.mark.parametrize("loop", ["valid", "as-published"])
+@pytest.mark.parametrize("level", ["none", "sigma-1", "eps-8"])
+def test_fit_save_load_sample(tmp_path, pairs, loop, level):
+    settings = TINY.model_copy(update={"loop": loop})
+    generator = generators.build(task(settings, level), pairs)
+    generator.fit(tmp_path / "state", CPU, {})
+    first = generator.sample(20, seed=3, device=CPU, threads=1)
+    assert first.dtype == np.uint8
+    assert first.shape == (20, 2, 16, 16)
+    assert set(np.unique(first[:, 1])) <= {0, 1}
+    fresh = generators.build(task(settings, level))
+    fresh.load(generator.weights())
+    np.testing.assert_array_equal(fresh.sample(20, seed=3, device=CPU, threads=1), first)
+    assert (fresh.sample(20, seed=4, device=CPU, threads=1) != first).any()
+
+
+def test_resuming_changes_nothing(tmp_path, pairs):
+    whole, halves = (generators.build(task(level="sigma-1"), pairs) for _ in range(2))
+    whole.fit(tmp_path / "whole", CPU, {})
+    short = task(TINY.model_copy(update={"generator_updates": 2}), "sigma-1")
+    generators.build(short, pairs).fit(tmp_path / "halves", CPU, {})
+    halves.fit(tmp_path / "halves", CPU, {})
+    for name, tensor in whole.weights().items():
+        assert torch.equal(tensor, halves.weights()[name]), name
+
+
+def test_real_hands_patches_through(pairs):
+    generator = generators.build(task(config.RealGenerator(kind="real")), pairs)
+    drawn = generator.sample(50, seed=1, device=CPU, threads=1)
+    originals = {bytes(pair) for pair in artifacts.open_pairs(pairs)}
+    assert len({bytes(pair) for pair in drawn}) == 50
+    assert {bytes(pair) for pair in drawn} <= originals
+    assert generator.spent()["guarantee"] == "none"
+    assert generator.spent()["epsilon"] is None
+
+
+def test_phantom_is_public_and_needs_no_patches():
+    settings = config.PhantomGenerator(kind="phantom", volumes=2, phantom=config.Phantom(shape=(48, 48, 12), zooms=(1.3, 1.3, 2.0)))
+    generator = generators.build(task(settings))
+    drawn = generator.sample(31, seed=1, device=CPU, threads=1)
+    assert drawn.shape == (31, 2, 16, 16)
+    assert drawn[:, 1].any()
+    assert generator.spent()["epsilon"] == generator.spent()["epsilon_patient"] == 0
+
+
+def test_every_registered_generator_builds():
+    kinds = {model.model_fields["kind"].annotation.__args__[0] for model in config.models_in(config.Generator)}
+    assert kinds == set(generators.REGISTRY)

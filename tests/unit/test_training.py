@@ -1,0 +1,126 @@
+"""The loop: killed at any step it ends where an undisturbed run ends; damage is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from veil import artifacts, training
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+sys.path.insert(0, {library!r})
+from veil import training
+
+class Walk:
+    def __init__(self):
+        self.model = torch.nn.Linear(3, 3)
+        torch.nn.init.ones_(self.model.weight); torch.nn.init.ones_(self.model.bias)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), 0.1)
+        self.random = torch.Generator().manual_seed(5)
+    def step(self):
+        loss = self.model(torch.randn(4, 3, generator=self.random)).square().mean()
+        self.optimiser.zero_grad(); loss.backward(); self.optimiser.step()
+        time.sleep({pause})
+        return {{"loss": float(loss.detach())}}
+    def parts(self):
+        return dict(model=self.model, optimiser=self.optimiser, random=self.random)
+    def state(self):
+        return training.pack(**self.parts())
+    def load_state(self, state):
+        training.unpack(state, **self.parts())
+
+training.Loop(steps=60, folder=Path(sys.argv[1]), identity={{"run": 1}}, seconds_between_saves=0.0).run(Walk())
+"""
+
+
+def start(folder: Path, pause: float) -> subprocess.Popen:
+    text = SCRIPT.format(library=str(ROOT / "workflow/scripts"), pause=pause)
+    return subprocess.Popen([sys.executable, "-c", text, str(folder)])
+
+
+def test_killed_runs_end_where_an_undisturbed_one_ends(tmp_path, rng):
+    assert start(tmp_path / "whole", 0).wait() == 0
+    kills = 0
+    for _ in range(50):
+        run = start(tmp_path / "killed", 0.02)
+        try:
+            run.wait(timeout=float(rng.uniform(2.0, 5.0)))
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(run.pid, signal.SIGKILL)
+            run.wait()
+            kills += 1
+    assert kills > 0
+    whole, meta = artifacts.load_tensors(tmp_path / "whole/checkpoint.safetensors")
+    killed, _ = artifacts.load_tensors(tmp_path / "killed/checkpoint.safetensors")
+    assert meta["step"] == 60
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    lines = [json.loads(x) for x in (tmp_path / "killed/history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 61))
+
+
+class Still:
+    def step(self):
+        return {}
+
+    def state(self):
+        return {"x": torch.ones(3)}
+
+    def load_state(self, state):
+        self.loaded = state
+
+
+def test_another_configuration_starts_anew(tmp_path, caplog):
+    training.Loop(steps=2, folder=tmp_path, identity={"rate": 1}).run(Still())
+    other = Still()
+    training.Loop(steps=2, folder=tmp_path, identity={"rate": 2}).run(other)
+    assert not hasattr(other, "loaded")
+    assert "another configuration" in caplog.text
+
+
+def test_flipped_bits_are_refused(tmp_path, rng):
+    path = tmp_path / "checkpoint.safetensors"
+    training.Loop(steps=1, folder=tmp_path, identity={}).run(Still())
+    whole = path.read_bytes()
+    for place in rng.integers(0, len(whole), 100):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(artifacts.ArtifactError):
+            artifacts.load_tensors(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    artifacts.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        artifacts.write_json(path, {"a": float("nan")})
+    assert artifacts.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_tables_keep_identifiers_as_text(tmp_path):
+    (tmp_path / "a.tsv").write_text("participant_id\tvalue\n007\tn/a\n")
+    table = artifacts.read_table(tmp_path / "a.tsv")
+    assert table["participant_id"].tolist() == ["007"]
+    assert np.isnan(table["value"].iloc[0])
+
+
+def test_a_job_that_was_promised_a_gpu_fails_early(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setenv("VEIL_REQUIRE_GPU", "1")
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        training.choose_device()

@@ -1,0 +1,16 @@
+"""Gather the scores and statements of every point into tidy tables."""
+
+from pathlib import Path
+
+import job
+from veil import artifacts
+from veil.report import tables
+
+with job.running(snakemake):
+    points = [Path(path).parent.parent for path in snakemake.input.scores]
+    summary_of = tables.scores_table(points, Path(snakemake.input.threshold))
+    overview, summary = tables.points_table(points), tables.summary_table(summary_of)
+    artifacts.write_table(Path(snakemake.output.points), overview)
+    artifacts.write_table(Path(snakemake.output.scores), summary_of)
+    artifacts.write_table(Path(snakemake.output.summary), summary)
+    artifacts.write_table(Path(snakemake.output.table_1), tables.table_1(overview, summary))

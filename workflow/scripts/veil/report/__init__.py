@@ -1,0 +1,1 @@
+"""Figures, tables and the page, from tables, JSON and sample pairs alone (floor 5)."""

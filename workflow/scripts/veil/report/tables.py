@@ -1,0 +1,129 @@
+"""Tidy tables of a whole study (floor 5).
+
+Epsilon is read from each point's privacy.json and never computed here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from veil import artifacts
+
+KEYS = ["generator", "privacy", "seed"]
+METRICS = {"dsc": "DSC", "bahd_voxel": "bAHD (voxels)", "bahd_mm": "bAHD (mm)"}
+
+
+def identify(point: Path) -> dict[str, Any]:
+    """Generator, privacy and seed from a point's folder, .../generator/privacy/seed-n."""
+    generator, privacy, seed = point.parts[-3:]
+    return {"generator": generator, "privacy": privacy, "seed": int(seed.removeprefix("seed-"))}
+
+
+def points_table(points: list[Path]) -> pd.DataFrame:
+    """One row a point: its privacy statement, its chosen segmenter and its cost."""
+    rows = []
+    for point in points:
+        statement = artifacts.read_json(point / "generator" / "privacy.json")
+        chosen = artifacts.read_json(point / "segmenters" / "chosen.json")
+        rows.append(
+            {
+                **identify(point),
+                "guarantee": statement["guarantee"],
+                "loop": statement.get("loop"),
+                # A generator with no guarantee has an infinite epsilon; JSON cannot say so.
+                "epsilon": _infinite(statement["epsilon"]),
+                "epsilon_published": statement.get("epsilon_published"),
+                "epsilon_patient": _infinite(statement["epsilon_patient"]),
+                "delta": statement.get("delta"),
+                "noise_multiplier": statement.get("noise_multiplier"),
+                "unit": statement.get("unit"),
+                "neighbouring_relation": statement.get("neighbouring_relation"),
+                "sampling": statement.get("sampling"),
+                "accountant": statement.get("accountant"),
+                "chosen_segmenter": chosen["cell"],
+                "validation_dsc": chosen["mean_validation_dsc"][chosen["cell"]],
+                "training_minutes": _minutes(point / "generator" / "benchmark.tsv"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def scores_table(points: list[Path], threshold: Path) -> pd.DataFrame:
+    """One row per point, test patient and metric; the threshold baseline as one more generator."""
+    parts = [
+        artifacts.read_table(point / "scores" / "segmentation.tsv").assign(**identify(point))
+        for point in points
+    ]
+    baseline = artifacts.read_table(threshold).assign(generator="threshold", privacy="none", seed=0)
+    table = pd.concat([*parts, baseline], ignore_index=True)
+    return table[[*KEYS, "test_cohort", "participant_id", "metric", "value"]]
+
+
+def summary_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over patients; undefined values are left out and counted."""
+    groups = scores.groupby([*KEYS, "test_cohort", "metric"], sort=False)["value"]
+    table = groups.agg(mean="mean", sd="std", patients="size", defined="count").reset_index()
+    table["undefined"] = table["patients"] - table.pop("defined")
+    return table
+
+
+def best_runs(points: pd.DataFrame) -> pd.DataFrame:
+    """For each generator and level the seed with the best DSC on validation patients."""
+    best = points.groupby(["generator", "privacy"], sort=False)["validation_dsc"].idxmax()
+    return points.loc[best.fillna(-1).astype(int)].reset_index(drop=True)
+
+
+def table_1(points: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """The paper's Table 1 with ceiling, floor and trivial baseline: mean and sd over patients."""
+    best = best_runs(points)
+    rows = [
+        ("real patients (ceiling)", best[best.generator == "real"]),
+        ("best without privacy", _top(best[(best.guarantee == "none") & (best.generator != "real")])),
+        ("best private (valid)", _top(best[_valid(best)])),
+        ("best as published", _top(best[best.loop == "as-published"])),
+        ("public phantoms (floor)", _top(best[best.guarantee == "public"])),
+    ]
+    table = [
+        _row(label, point.iloc[0].to_dict(), summary) for label, point in rows if len(point)
+    ]
+    baseline = {"generator": "threshold", "privacy": "none", "seed": 0}
+    table.append(_row("best global threshold (trivial)", baseline, summary))
+    return pd.DataFrame(table)
+
+
+def best_private(points: pd.DataFrame) -> pd.Series | None:
+    """The private point with the best validation DSC, a valid one if there is any."""
+    best = best_runs(points)
+    private = best[_valid(best)] if _valid(best).any() else best[best.loop == "as-published"]
+    return _top(private).iloc[0] if len(private) else None
+
+
+def _valid(points: pd.DataFrame) -> pd.Series:
+    return (points.guarantee == "differential privacy") & (points.loop != "as-published")
+
+
+def _top(points: pd.DataFrame) -> pd.DataFrame:
+    return points.sort_values("validation_dsc", ascending=False).head(1)
+
+
+def _row(label: str, point: dict[str, Any], summary: pd.DataFrame) -> dict[str, Any]:
+    mine = summary[(summary[KEYS] == [point[key] for key in KEYS]).all(axis=1)]
+    row: dict[str, Any] = {"trained on": label, **{key: point[key] for key in KEYS}}
+    row |= {key: point.get(key) for key in ("epsilon", "epsilon_published", "epsilon_patient")}
+    for entry in mine.itertuples():
+        row[f"{entry.test_cohort} {entry.metric} mean"] = entry.mean
+        row[f"{entry.test_cohort} {entry.metric} sd"] = entry.sd
+    return row
+
+
+def _infinite(epsilon: float | None) -> float:
+    return float("inf") if epsilon is None else epsilon
+
+
+def _minutes(benchmark: Path) -> float | None:
+    if not benchmark.exists():
+        return None
+    return float(pd.read_csv(benchmark, sep="\t")["s"].mean()) / 60
