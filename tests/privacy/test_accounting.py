@@ -5,6 +5,7 @@ from __future__ import annotations
 import dp_accounting as dp
 import pytest
 from dp_accounting.rdp import RdpAccountant
+
 from veil.privacy import accounting
 from veil.privacy.accounting import Charge
 
@@ -40,11 +41,15 @@ def test_the_papers_ledger_and_what_holds(sigma, epochs, printed, valid, true):
     assert accounting.epsilon(fresh, DELTA) == pytest.approx(valid, rel=0.01)
 
 
-@pytest.mark.parametrize(("sigma", "rate", "draws"), [(1.0, 0.01, 1000), (0.65, 0.016, 1750), (4, 0.2, 100)])
+@pytest.mark.parametrize(
+    ("sigma", "rate", "draws"), [(1.0, 0.01, 1000), (0.65, 0.016, 1750), (4, 0.2, 100)]
+)
 def test_renyi_accounting_never_comes_out_below(sigma, rate, draws):
     charge = Charge(sampling_rate=rate, noise_multiplier=sigma, draws=draws)
     book = RdpAccountant()
-    book.compose(dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(sigma)), draws))
+    book.compose(
+        dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(sigma)), draws)
+    )
     pld = accounting.epsilon(charge, 1e-5)
     assert pld <= book.get_epsilon(1e-5)
     assert pld == pytest.approx(book.get_epsilon(1e-5), rel=0.25)
@@ -76,7 +81,9 @@ def test_calibration_meets_its_target_and_no_more(target):
     noise = accounting.calibrate(target, DELTA, 0.01, 1000)
 
     def cost(sigma):
-        return accounting.epsilon(Charge(sampling_rate=0.01, noise_multiplier=sigma, draws=1000), DELTA)
+        return accounting.epsilon(
+            Charge(sampling_rate=0.01, noise_multiplier=sigma, draws=1000), DELTA
+        )
 
     assert cost(noise) <= target
     assert cost(noise - 3e-4) > target
@@ -88,7 +95,9 @@ def test_reusing_a_batch_costs_more_than_fresh_ones():
     assert accounting.epsilon(reused, DELTA) > 2 * accounting.epsilon(fresh, DELTA)
 
 
-@pytest.mark.parametrize("wrong", [{"sampling_rate": 0}, {"sampling_rate": 1.5}, {"noise_multiplier": 0}, {"draws": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"sampling_rate": 0}, {"sampling_rate": 1.5}, {"noise_multiplier": 0}, {"draws": -1}]
+)
 def test_impossible_charges_are_refused(wrong):
     with pytest.raises(ValueError, match="allowed"):
         Charge(**{"sampling_rate": 0.1, "noise_multiplier": 1.0, "draws": 1, **wrong})

@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+
 from veil import config, generators
 from veil.generators import wgan
 from veil.privacy import clipping, sampling
 
-SETTINGS = config.WganGenerator(kind="wgan", generator_width=4, critic_width=4, latent=8, generator_updates=2, batch_size=8)
+SETTINGS = config.WganGenerator(
+    kind="wgan", generator_width=4, critic_width=4, latent=8, generator_updates=2, batch_size=8
+)
 
 
 def naive(module, score, batch, clip_norm):
     """One record at a time, as the definition reads."""
     total = [torch.zeros_like(p) for p in module.parameters()]
     for record in batch:
-        gradients = torch.autograd.grad(score(module(record[None])).sum(), list(module.parameters()))
+        gradients = torch.autograd.grad(
+            score(module(record[None])).sum(), list(module.parameters())
+        )
         norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
         scale = min(1.0, float(clip_norm / norm))
         total = [t + scale * g for t, g in zip(total, gradients, strict=True)]
@@ -59,7 +64,11 @@ def test_removing_a_record_moves_the_sum_by_at_most_the_clip_norm(kept, monkeypa
     for gone in range(6):
         rest = torch.cat([batch[:gone], batch[gone + 1 :]])
         less, _ = clipping.clipped_sum(network, wgan.mean_score, rest, 0.05)
-        moved = torch.stack([(a - b).square().sum() for a, b in zip(whole, less, strict=True)]).sum().sqrt()
+        moved = (
+            torch.stack([(a - b).square().sum() for a, b in zip(whole, less, strict=True)])
+            .sum()
+            .sqrt()
+        )
         assert moved <= 0.05
 
 
@@ -85,7 +94,13 @@ def test_other_records_do_not_change_a_records_gradient():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, groups=2), nn.GroupNorm(1, 2), nn.Conv2d(2, 2, 3, padding="same")]
+    "layer",
+    [
+        nn.BatchNorm2d(2),
+        nn.Conv2d(2, 2, 3, groups=2),
+        nn.GroupNorm(1, 2),
+        nn.Conv2d(2, 2, 3, padding="same"),
+    ],
 )
 def test_layers_that_cannot_be_clipped_are_refused(layer):
     with pytest.raises(TypeError, match="allowed are Linear and Conv2d"):
@@ -190,7 +205,9 @@ def test_a_statement_never_stands_alone():
     for key in ("epsilon", "epsilon_patient", "delta", "unit", "neighbouring_relation", "sampling",
                 "accountant", "selection", "noise", "epsilon_published"):  # fmt: skip
         assert statement[key], key
-    assert statement["epsilon_patient"] > statement["epsilon"] > statement["epsilon_published"] * 0.5
+    assert (
+        statement["epsilon_patient"] > statement["epsilon"] > statement["epsilon_published"] * 0.5
+    )
     assert "dp-accounting" in statement["accountant"]
     assert "does not hold" in statement["text"]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+
 from veil import volumes
 from veil.cohorts import bids, check, convert, phantoms
 from veil.cohorts.bids import CohortError
@@ -84,12 +85,23 @@ def test_a_shifted_grid_is_named(cohort):
 
 
 def test_voxels_dimension_and_values_are_named(cohort):
-    nib.save(nib.Nifti1Image(np.full((40, 44, 10), np.nan, np.float32), np.eye(4)), image_of(cohort, "sub-001"))
-    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), np.eye(4)), image_of(cohort, "sub-002"))
+    nib.save(
+        nib.Nifti1Image(np.full((40, 44, 10), np.nan, np.float32), np.eye(4)),
+        image_of(cohort, "sub-001"),
+    )
+    nib.save(
+        nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), np.eye(4)), image_of(cohort, "sub-002")
+    )
     many = np.arange(17600, dtype=np.int16).reshape(40, 44, 10) % 5
-    volumes.write(label_of(cohort, "sub-003"), many, volumes.read(image_of(cohort, "sub-003")).affine)
+    volumes.write(
+        label_of(cohort, "sub-003"), many, volumes.read(image_of(cohort, "sub-003")).affine
+    )
     text = refusal(cohort)
-    for words in ("17600 NaN or infinite", "dimension is (4, 4, 4, 2)", "label values is 0, 1, 2, 3, 4"):
+    for words in (
+        "17600 NaN or infinite",
+        "dimension is (4, 4, 4, 2)",
+        "label values is 0, 1, 2, 3, 4",
+    ):
         assert words in text
 
 
@@ -107,7 +119,9 @@ def test_participants_are_checked(cohort, rows, words):
     rest = [f"sub-{n:03d}\ttrain" for n in (2, 3, 4)]
     if not rows[0].startswith("sub-001"):
         rest.insert(0, "sub-001\ttrain")
-    (cohort / "participants.tsv").write_text("\n".join(["participant_id\tsplit", *rows, *rest]) + "\n")
+    (cohort / "participants.tsv").write_text(
+        "\n".join(["participant_id\tsplit", *rows, *rest]) + "\n"
+    )
     assert words in refusal(cohort)
 
 
@@ -124,14 +138,18 @@ def test_a_link_out_of_the_cohort_is_named(cohort, tmp_path):
 
 
 def test_without_a_split_column_patients_are_dealt_out_by_seed(cohort):
-    table = "\r\n".join(["\ufeffparticipant_id", "sub-004", "sub-002", "sub-003", "sub-001"]) + "\r\n"
+    table = (
+        "\r\n".join(["\ufeffparticipant_id", "sub-004", "sub-002", "sub-003", "sub-001"]) + "\r\n"
+    )
     (cohort / "participants.tsv").write_bytes(table.encode())
     dealt = {p.participant_id: p.split for p in bids.find(cohort, COHORT)}
     assert sorted(dealt.values()) == ["test", "train", "train", "validation"]
     (cohort / "participants.tsv").write_text("participant_id\nsub-001\nsub-002\nsub-003\nsub-004\n")
     assert dealt == {p.participant_id: p.split for p in bids.find(cohort, COHORT)}
     other = COHORT.model_copy(update={"seed": 5})
-    deals = [[p.split for p in bids.find(cohort, other.model_copy(update={"seed": s}))] for s in range(8)]
+    deals = [
+        [p.split for p in bids.find(cohort, other.model_copy(update={"seed": s}))] for s in range(8)
+    ]
     assert len({tuple(deal) for deal in deals}) > 1
 
 
@@ -150,7 +168,14 @@ def test_other_formats_are_imported(tmp_path, rng, suffix):
         picture.SetSpacing((0.5, 0.6, 0.7))
         sitk.WriteImage(picture, str(tmp_path / f"{name}.{suffix}"))
     pd.DataFrame(
-        [{"participant_id": "sub-a", "image": f"image.{suffix}", "label": f"mask.{suffix}", "split": "test"}]
+        [
+            {
+                "participant_id": "sub-a",
+                "image": f"image.{suffix}",
+                "label": f"mask.{suffix}",
+                "split": "test",
+            }
+        ]
     ).to_csv(tmp_path / "list.tsv", sep="\t", index=False)
     cohort = ImportedCohort(kind="import", path=str(tmp_path / "list.tsv"), splits=Splits(test=1))
     convert.convert(cohort, tmp_path / "bids")
@@ -179,12 +204,27 @@ def test_the_head_is_found():
 
 
 def test_real_cohorts_pass_the_check(real_data):
-    dias = BidsCohort(kind="bids", path=str(real_data / "dias"), splits=Splits(train=18, validation=4, test=8), region="all")
+    dias = BidsCohort(
+        kind="bids",
+        path=str(real_data / "dias"),
+        splits=Splits(train=18, validation=4, test=8),
+        region="all",
+    )
     patients = bids.find(real_data / "dias", dias)
-    assert [sum(p.split == s for p in patients) for s in ("train", "validation", "test")] == [18, 4, 8]
+    assert [sum(p.split == s for p in patients) for s in ("train", "validation", "test")] == [
+        18,
+        4,
+        8,
+    ]
     assert set(check.check(patients[:3])["shape"]) == {"800x800x1"}
     crop = BidsCohort(kind="bids", path=str(real_data / "topcow"), splits=Splits(test=1))
     sheet = check.check(bids.find(real_data / "topcow", crop))
     assert sheet["orientation"].tolist() == ["LPS"]
-    tumour = BidsCohort(kind="bids", path=str(real_data / "brats"), splits=Splits(test=1), image_suffix="T2w", label="tumor")
+    tumour = BidsCohort(
+        kind="bids",
+        path=str(real_data / "brats"),
+        splits=Splits(test=1),
+        image_suffix="T2w",
+        label="tumor",
+    )
     assert check.check(bids.find(real_data / "brats", tumour))["label_fraction"].iloc[0] > 0

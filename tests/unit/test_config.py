@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 from conftest import ROOT
+
 from veil import config, config_docs
 
 
@@ -55,7 +56,9 @@ def test_privacy_levels_have_one_spelling(text):
     assert spelt == text
 
 
-@pytest.mark.parametrize("text", ["", "None", "sigma-0.650", "sigma-1.0", "sigma-01", "eps--1", "eps-1e3"])
+@pytest.mark.parametrize(
+    "text", ["", "None", "sigma-0.650", "sigma-1.0", "sigma-01", "eps--1", "eps-1e3"]
+)
 def test_other_spellings_are_refused(text):
     with pytest.raises(ValueError, match="privacy level"):
         config.PrivacyLevel.parse(text)

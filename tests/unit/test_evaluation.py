@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
+
 from veil.evaluation import segmentation, threshold
 
 
@@ -35,7 +36,9 @@ def test_bahd_is_exact_for_solid_bodies(rng):
     prediction = np.roll(reference, (3, -2, 1), (0, 1, 2))
     prediction[27:29, 27:29, 10] = True
     ours = segmentation.balanced_hausdorff(prediction, reference, (0.5, 0.5, 0.7))
-    assert ours == pytest.approx(bahd_by_definition(prediction, reference, (0.5, 0.5, 0.7)), rel=1e-9)
+    assert ours == pytest.approx(
+        bahd_by_definition(prediction, reference, (0.5, 0.5, 0.7)), rel=1e-9
+    )
 
 
 def test_bahd_by_hand():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from veil import artifacts, config, generators
 from veil.generators import wgan
 
 CPU = torch.device("cpu")
-TINY = config.WganGenerator(kind="wgan", generator_width=4, critic_width=4, latent=8, generator_updates=3, batch_size=8)
+TINY = config.WganGenerator(
+    kind="wgan", generator_width=4, critic_width=4, latent=8, generator_updates=3, batch_size=8
+)
 
 
 def task(settings=TINY, level="none", records=200):
@@ -111,7 +114,9 @@ def test_real_hands_patches_through(pairs):
 
 
 def test_phantom_is_public_and_needs_no_patches():
-    settings = config.PhantomGenerator(kind="phantom", volumes=2, phantom=config.Phantom(shape=(48, 48, 12), zooms=(1.3, 1.3, 2.0)))
+    settings = config.PhantomGenerator(
+        kind="phantom", volumes=2, phantom=config.Phantom(shape=(48, 48, 12), zooms=(1.3, 1.3, 2.0))
+    )
     generator = generators.build(task(settings))
     drawn = generator.sample(31, seed=1, device=CPU, threads=1)
     assert drawn.shape == (31, 2, 16, 16)
@@ -120,5 +125,8 @@ def test_phantom_is_public_and_needs_no_patches():
 
 
 def test_every_registered_generator_builds():
-    kinds = {model.model_fields["kind"].annotation.__args__[0] for model in config.models_in(config.Generator)}
+    kinds = {
+        model.model_fields["kind"].annotation.__args__[0]
+        for model in config.models_in(config.Generator)
+    }
     assert kinds == set(generators.REGISTRY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from veil import artifacts, patches
 from veil.config import Patches
 from veil.volumes import Volume
@@ -20,7 +21,7 @@ def patient(rng):
 
 
 def test_half_are_vessels_all_are_unique_and_inside(patient, rng):
-    image, label, region = patient
+    _image, label, region = patient
     settings = Patches(size=16, per_patient=200)
     centres, is_vessel = patches.choose_centres(label, region, settings, rng)
     assert len(np.unique(centres, axis=0)) == 200
@@ -46,10 +47,12 @@ def test_patches_are_where_their_centres_say(patient, rng, size):
 
 
 def test_few_vessels_are_made_up_for(patient, rng):
-    image, label, region = patient
+    _image, label, region = patient
     sparse = np.zeros_like(label)
     sparse[30, 25, 3] = True
-    centres, is_vessel = patches.choose_centres(sparse, region, Patches(size=16, per_patient=50), rng)
+    centres, is_vessel = patches.choose_centres(
+        sparse, region, Patches(size=16, per_patient=50), rng
+    )
     assert len(centres) == 50
     assert is_vessel.sum() == 1
 
@@ -73,7 +76,11 @@ def test_one_patient_more_moves_no_other(patient):
     np.testing.assert_array_equal(many[:30], few[:30])
     np.testing.assert_array_equal(many[60:], few[30:])
     assert (many[:30] != many[30:60]).any()
-    assert table["participant_id"].value_counts().to_dict() == {"sub-a": 30, "sub-b": 30, "sub-c": 30}
+    assert table["participant_id"].value_counts().to_dict() == {
+        "sub-a": 30,
+        "sub-b": 30,
+        "sub-c": 30,
+    }
 
 
 def test_pairs_are_memory_maps(tmp_path, rng):

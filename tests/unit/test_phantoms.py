@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage
+
 from veil.cohorts import phantoms
 from veil.config import Phantom, Scanner
 
@@ -47,13 +48,17 @@ def test_the_tree_is_mostly_one_piece():
 def test_appearance_leaves_the_geometry_alone():
     plain = phantoms.draw(SMALL, 3)
     other = phantoms.draw(SMALL.model_copy(update={"scanner": Scanner(noise=0.3, blur=1.0)}), 3)
-    np.testing.assert_array_equal(plain.label & plain.brain & other.brain, other.label & plain.brain)
+    np.testing.assert_array_equal(
+        plain.label & plain.brain & other.brain, other.label & plain.brain
+    )
 
 
 def test_noise_is_rician():
     """Without signal the magnitude of two Gaussian channels has mean sigma x sqrt(pi / 2)."""
     look = Scanner(noise=0.2, bias=0.0, gain=1000.0)
-    image = phantoms._scan(np.zeros((40, 40, 40), np.float32), look, np.ones(3), np.random.default_rng(0))
+    image = phantoms._scan(
+        np.zeros((40, 40, 40), np.float32), look, np.ones(3), np.random.default_rng(0)
+    )
     assert image.mean() == pytest.approx(1000 * 0.2 * np.sqrt(np.pi / 2), rel=0.01)
 
 
@@ -63,7 +68,9 @@ def test_partial_volume_of_a_straight_tube():
     along = np.arange(-length / 2, length / 2, 0.1)
     points = np.column_stack([np.zeros((len(along), 2)) + 0.13, along])
     for radius in (0.8, 1.5, 2.5):
-        tree = phantoms.Tree(points=points, radius=np.full(len(along), radius), flow=np.ones(len(along)))
+        tree = phantoms.Tree(
+            points=points, radius=np.full(len(along), radius), flow=np.ones(len(along))
+        )
         covered, _ = phantoms._rasterise(tree, (41, 41, 41), zooms)
         volume = covered[:, :, 10:30].sum() * zooms.prod() / (20 * zooms[2])
         assert volume == pytest.approx(np.pi * radius**2, rel=0.06)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from veil import config, patches
 from veil.segmentation import inference, unet
 
@@ -26,9 +27,13 @@ def discs(rng):
 SETTINGS = config.Segmentation(channels=(4, 8), batch_size=16, steps=120)
 
 
-@pytest.mark.parametrize("cell", ["lr-0.01_dropout-0.1_augment-on", "lr-0.01_dropout-0_augment-off"])
+@pytest.mark.parametrize(
+    "cell", ["lr-0.01_dropout-0.1_augment-on", "lr-0.01_dropout-0_augment-off"]
+)
 def test_a_unet_learns_discs(tmp_path, discs, cell):
-    segmenter = unet.train(discs[:100], SETTINGS, cell, seed=1, state=tmp_path, device=CPU, identity={})
+    segmenter = unet.train(
+        discs[:100], SETTINGS, cell, seed=1, state=tmp_path, device=CPU, identity={}
+    )
     found = segmenter(discs[100:, 0]) > 0.5
     overlap = 2 * (found & (discs[100:, 1] > 0)).sum() / (found.sum() + discs[100:, 1].sum())
     assert overlap > 0.8
@@ -40,7 +45,8 @@ def test_a_unet_learns_discs(tmp_path, discs, cell):
 def test_the_papers_unet_has_its_channels():
     network = unet.UNet((32, 64, 128, 256, 512), 0.1, torch.Generator())
     widths = [m.out_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert widths == [32, 32, 64, 64, 128, 128, 256, 256, 512, 512] + [256, 256, 128, 128, 64, 64, 32, 32, 1]
+    down, up = [32, 32, 64, 64, 128, 128, 256, 256, 512, 512], [256, 256, 128, 128, 64, 64, 32, 32]
+    assert widths == [*down, *up, 1]
     assert network(torch.zeros(1, 1, 96, 96)).shape == (1, 1, 96, 96)
 
 
@@ -87,7 +93,9 @@ def test_inference_covers_the_region_exactly(rng, stride, shape):
     """With a segmenter that says yes everywhere, the mask is the region."""
     image = rng.integers(0, 100, shape)
     region = rng.random(shape) < 0.3
-    found = inference.segment(image, region, lambda tiles: np.ones(tiles.shape, np.float32), 16, stride)
+    found = inference.segment(
+        image, region, lambda tiles: np.ones(tiles.shape, np.float32), 16, stride
+    )
     np.testing.assert_array_equal(found, region)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+
 from veil import artifacts, training
 
 SCRIPT = """

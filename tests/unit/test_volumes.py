@@ -7,6 +7,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+
 from veil import volumes
 from veil.volumes import VolumeError
 
@@ -31,7 +32,9 @@ def test_every_orientation_comes_back_canonical(tmp_path, rng, codes):
     assert volume.data.dtype == np.int16
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64", ">i2"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64", ">i2"]
+)
 def test_types_keep_their_values(tmp_path, rng, dtype):
     data = rng.integers(0, 200, (4, 4, 3)).astype(dtype)
     volume = volumes.read(save(tmp_path / "a.nii.gz", data))
@@ -47,8 +50,16 @@ def test_slope_and_intercept_are_applied(tmp_path):
 
 
 def test_two_dimensions_become_one_slice(tmp_path):
-    assert volumes.read(save(tmp_path / "a.nii", np.zeros((4, 5), np.int16))).data.shape == (4, 5, 1)
-    assert volumes.read(save(tmp_path / "b.nii", np.zeros((4, 5, 3, 1), np.int16))).data.shape == (4, 5, 3)
+    assert volumes.read(save(tmp_path / "a.nii", np.zeros((4, 5), np.int16))).data.shape == (
+        4,
+        5,
+        1,
+    )
+    assert volumes.read(save(tmp_path / "b.nii", np.zeros((4, 5, 3, 1), np.int16))).data.shape == (
+        4,
+        5,
+        3,
+    )
 
 
 def refuse(path, field):
@@ -114,7 +125,10 @@ def test_an_empty_file_is_refused(tmp_path):
     refuse(tmp_path / "a.nii.gz", "header")
 
 
-@pytest.mark.parametrize(("values", "good"), [((0, 1), True), ((0, 255), True), ((0,), True), ((0, 1, 2), False), ((1, 2), False)])
+@pytest.mark.parametrize(
+    ("values", "good"),
+    [((0, 1), True), ((0, 255), True), ((0,), True), ((0, 1, 2), False), ((1, 2), False)],
+)
 def test_masks_hold_two_values(tmp_path, values, good):
     data = np.resize(np.array(values, np.uint8), (3, 3, 3))
     path = save(tmp_path / "m.nii.gz", data)

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-import job
 import pandas as pd
+
+import job
 from veil import artifacts, training, volumes
 from veil.cohorts import bids, check
 from veil.config import Segmentation

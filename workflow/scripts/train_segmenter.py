@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
-import job
 import pandas as pd
+
+import job
 from veil import artifacts, training
 from veil.cohorts import bids, check
 from veil.config import BidsCohort, Segmentation

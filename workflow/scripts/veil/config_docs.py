@@ -116,7 +116,11 @@ def _spell(prop: dict[str, Any]) -> str:
         return "mapping"
     if prop.get("type") == "array":
         inner = prop.get("items") or prop.get("prefixItems", [{}])[0]
-        length = f"{prop['minItems']} x " if "minItems" in prop and prop["minItems"] == prop.get("maxItems") else ""
+        length = (
+            f"{prop['minItems']} x "
+            if "minItems" in prop and prop["minItems"] == prop.get("maxItems")
+            else ""
+        )
         return f"list of {length}{_spell(inner)}"
     if prop.get("type") == "object":
         return "mapping by name"

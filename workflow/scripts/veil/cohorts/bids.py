@@ -157,9 +157,7 @@ def _index(root: Path, **entities: str) -> dict[str, list[Path]]:
     return {patient: sorted(paths) for patient, paths in found.items()}
 
 
-def _one_file(
-    root: Path, patient: str, what: str, found: dict[str, list[Path]]
-) -> list[str]:
+def _one_file(root: Path, patient: str, what: str, found: dict[str, list[Path]]) -> list[str]:
     paths = found.get(patient, [])
     if len(paths) != 1:
         names = ", ".join(path.name for path in paths) or "none"

@@ -85,9 +85,7 @@ def head_region(image: np.ndarray) -> np.ndarray:
     return np.stack(filled, axis=2)
 
 
-def read_patient(
-    patient: Patient, region: str
-) -> tuple[volumes.Volume, np.ndarray, np.ndarray]:
+def read_patient(patient: Patient, region: str) -> tuple[volumes.Volume, np.ndarray, np.ndarray]:
     """(image, label, region) of one patient; the masks are boolean, (X, Y, Z).
 
     `region` is the cohort's setting: `file`, `head` or `all`.

@@ -11,7 +11,11 @@ import pandas as pd
 from veil.cohorts.bids import ALLOWED_ID, CohortError
 from veil.config import ImportedCohort
 
-COLUMNS = {"image": "{id}_{suffix}", "label": "{id}_label-{label}_mask", "brain_mask": "{id}_label-brain_mask"}
+COLUMNS = {
+    "image": "{id}_{suffix}",
+    "label": "{id}_label-{label}_mask",
+    "brain_mask": "{id}_label-brain_mask",
+}
 
 
 def convert(cohort: ImportedCohort, root: Path) -> None:
@@ -42,7 +46,11 @@ def convert(cohort: ImportedCohort, root: Path) -> None:
 
 def describe(root: Path, name: str, *, derivative: bool = False) -> None:
     """Write dataset_description.json, which BIDS asks for."""
-    text = {"Name": name, "BIDSVersion": "1.10.0", "DatasetType": "derivative" if derivative else "raw"}
+    text = {
+        "Name": name,
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative" if derivative else "raw",
+    }
     if derivative:
         text["GeneratedBy"] = [{"Name": "veil"}]  # type: ignore[assignment]
     root.mkdir(parents=True, exist_ok=True)
@@ -85,8 +93,10 @@ def _sources(listing: Path, table: pd.DataFrame) -> dict[tuple[str, str], Path]:
                     reader.SetFileName(str(source))
                     reader.ReadImageInformation()
             except RuntimeError:
-                faults.append(f"{source}: {column} of {row['participant_id']} cannot be read; "
-                              "allowed: a format of SimpleITK, or a folder of one DICOM series")
+                faults.append(
+                    f"{source}: {column} of {row['participant_id']} cannot be read; "
+                    "allowed: a format of SimpleITK, or a folder of one DICOM series"
+                )
             sources[row["participant_id"], column] = source
     if faults:
         raise CohortError(faults)

@@ -9,6 +9,7 @@ point spread, coil sensitivity and Rician noise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +21,58 @@ from scipy.interpolate import CubicSpline
 
 from veil import volumes
 from veil.cohorts.convert import describe
-from veil.config import Phantom, PhantomCohort
+from veil.config import Phantom, PhantomCohort, Scanner, Vessels
+
+Inside = Callable[[np.ndarray], bool]
 
 # A head's half-axes in mm (left-right, back-front, down-up), and the trunks' control points
 # in units of those, origin at the brain's centre. Mirrored for the other side.
 HEAD = np.array([70.0, 86.0, 66.0])
 TRUNKS: dict[str, tuple[float, list[tuple[float, float, float]]]] = {
-    "internal carotid": (1.0, [(0.36, 0.10, -1.1), (0.32, 0.04, -0.8), (0.20, 0.20, -0.62),
-                               (0.22, 0.12, -0.45), (0.19, 0.14, -0.34)]),
-    "middle cerebral": (0.75, [(0.19, 0.14, -0.34), (0.40, 0.20, -0.32), (0.60, 0.12, -0.22),
-                               (0.70, -0.05, -0.05), (0.76, -0.25, 0.15)]),
-    "anterior cerebral": (0.6, [(0.19, 0.14, -0.34), (0.04, 0.32, -0.28), (0.03, 0.58, -0.08),
-                                (0.03, 0.62, 0.25), (0.03, 0.30, 0.52)]),
-    "posterior communicating": (0.4, [(0.20, 0.12, -0.40), (0.15, -0.02, -0.38),
-                                      (0.10, -0.12, -0.36)]),
-    "posterior cerebral": (0.6, [(0.0, -0.13, -0.36), (0.14, -0.14, -0.34), (0.26, -0.34, -0.26),
-                                 (0.22, -0.62, -0.18), (0.14, -0.84, -0.08)]),
+    "internal carotid": (
+        1.0,
+        [
+            (0.36, 0.10, -1.1),
+            (0.32, 0.04, -0.8),
+            (0.20, 0.20, -0.62),
+            (0.22, 0.12, -0.45),
+            (0.19, 0.14, -0.34),
+        ],
+    ),
+    "middle cerebral": (
+        0.75,
+        [
+            (0.19, 0.14, -0.34),
+            (0.40, 0.20, -0.32),
+            (0.60, 0.12, -0.22),
+            (0.70, -0.05, -0.05),
+            (0.76, -0.25, 0.15),
+        ],
+    ),
+    "anterior cerebral": (
+        0.6,
+        [
+            (0.19, 0.14, -0.34),
+            (0.04, 0.32, -0.28),
+            (0.03, 0.58, -0.08),
+            (0.03, 0.62, 0.25),
+            (0.03, 0.30, 0.52),
+        ],
+    ),
+    "posterior communicating": (
+        0.4,
+        [(0.20, 0.12, -0.40), (0.15, -0.02, -0.38), (0.10, -0.12, -0.36)],
+    ),
+    "posterior cerebral": (
+        0.6,
+        [
+            (0.0, -0.13, -0.36),
+            (0.14, -0.14, -0.34),
+            (0.26, -0.34, -0.26),
+            (0.22, -0.62, -0.18),
+            (0.14, -0.84, -0.08),
+        ],
+    ),
     "vertebral": (0.7, [(0.14, -0.42, -1.15), (0.10, -0.28, -0.85), (0.0, -0.18, -0.66)]),
 }
 BASILAR = (0.9, [(0.0, -0.18, -0.66), (0.01, -0.12, -0.52), (0.0, -0.13, -0.36)])
@@ -157,8 +194,8 @@ def _trunk(control: np.ndarray, radius: float, step: float, rng: np.random.Gener
 
 
 def _branch(
-    lines: list[np.ndarray], phantom: Phantom, step: float, inside, rng: np.random.Generator,
-    flat: bool = False,
+    lines: list[np.ndarray], phantom: Phantom, step: float, inside: Inside,
+    rng: np.random.Generator, flat: bool = False,
 ) -> list[np.ndarray]:  # fmt: skip
     """Grow branches: each starts on a random earlier line, favouring thick ones."""
     vessels = phantom.vessels
@@ -179,7 +216,10 @@ def _branch(
     return grown
 
 
-def _walk(start, forward, radius, vessels, step, inside, rng, flat):  # type: ignore[no-untyped-def]
+def _walk(
+    start: np.ndarray, forward: np.ndarray, radius: float, vessels: Vessels, step: float,
+    inside: Inside, rng: np.random.Generator, flat: bool,
+) -> np.ndarray:  # fmt: skip
     """A persistent random walk that leaves its parent at 30 to 80 degrees; rows x, y, z, r."""
     axes = np.array([1, 1, 0 if flat else 1])
     away = rng.normal(size=3) * axes
@@ -213,7 +253,8 @@ def _walk(start, forward, radius, vessels, step, inside, rng, flat):  # type: ig
 def _collect(lines: list[np.ndarray], rng: np.random.Generator) -> Tree:
     """All lines as one set of points; flow fades along each line and differs between lines."""
     flow = [
-        rng.uniform(0.75, 1.0) * np.linspace(1, rng.uniform(0.55, 0.95), len(line)) for line in lines
+        rng.uniform(0.75, 1.0) * np.linspace(1, rng.uniform(0.55, 0.95), len(line))
+        for line in lines
     ]
     points = np.concatenate(lines)
     return Tree(points=points[:, :3], radius=points[:, 3], flow=np.concatenate(flow))
@@ -245,7 +286,10 @@ def _rasterise(
     return covered.reshape(shape), bright.reshape(shape)
 
 
-def _stamp(tree, part, window, shape, zooms, centre, edge, covered, bright):  # type: ignore[no-untyped-def]
+def _stamp(
+    tree: Tree, part: np.ndarray, window: np.ndarray, shape: tuple[int, ...], zooms: np.ndarray,
+    centre: np.ndarray, edge: float, covered: np.ndarray, bright: np.ndarray,
+) -> None:  # fmt: skip
     """Draw a ball of soft edge at each point, keeping the maximum over balls."""
     place = tree.points[part][:, : len(shape)] / zooms + centre
     voxel = np.rint(place).astype(np.int32)[:, None, :] + window[None]
@@ -261,7 +305,9 @@ def _stamp(tree, part, window, shape, zooms, centre, edge, covered, bright):  # 
     np.maximum.at(bright, index, (cover * flow)[keep].astype(np.float32))
 
 
-def _angiogram(phantom, tree, size, middle, rng):  # type: ignore[no-untyped-def]
+def _angiogram(
+    phantom: Phantom, tree: Tree, size: np.ndarray, middle: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """TOF-MRA-like (image int16, label, brain) of a head with half-axes `size`, seen around
     `middle`; all in mm."""
     look, shape, zooms = phantom.scanner, phantom.shape, np.array(phantom.zooms)
@@ -276,7 +322,7 @@ def _angiogram(phantom, tree, size, middle, rng):  # type: ignore[no-untyped-def
     depth = np.sqrt(sum((axis / half) ** 2 for axis, half in zip(grid, size, strict=True)))
     depth = depth + 0.025 * _smooth_field(shape, 30 / zooms, rng)
     brain = depth < 1
-    tissue = _tissue(depth, shape, zooms, look, rng)
+    tissue = _tissue(depth, zooms, look, rng)
     vessel = rng.uniform(*look.vessel)
     ratio = np.divide(bright, covered, out=np.zeros_like(bright), where=covered > 0)
     signal = tissue * (1 - covered) + vessel * ratio * covered
@@ -285,8 +331,11 @@ def _angiogram(phantom, tree, size, middle, rng):  # type: ignore[no-untyped-def
     return image, ((covered >= 0.5) & brain).astype(np.uint8), brain.astype(np.uint8)
 
 
-def _tissue(depth, shape, zooms, look, rng):  # type: ignore[no-untyped-def]
+def _tissue(
+    depth: np.ndarray, zooms: np.ndarray, look: Scanner, rng: np.random.Generator
+) -> np.ndarray:
     """Brain, fluid, bone, scalp and air, by depth (1 at the brain's surface)."""
+    shape = depth.shape
     folds = _smooth_field(shape, 5 / zooms, rng)
     grey = rng.uniform(*look.background)
     brain = np.where(folds + 2.5 * (depth - 0.8) > 0, grey, 1.0).astype(np.float32)
@@ -300,7 +349,9 @@ def _tissue(depth, shape, zooms, look, rng):  # type: ignore[no-untyped-def]
     return np.select(layers, [brain, np.float32(0.12), scalp], np.float32(0.02)).astype(np.float32)
 
 
-def _projection(phantom, tree, rng):  # type: ignore[no-untyped-def]
+def _projection(
+    phantom: Phantom, tree: Tree, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A 2-D angiogram in which contrast is the depth of vessel that a ray crosses."""
     look, shape, zooms = phantom.scanner, phantom.shape[:2], np.array(phantom.zooms[:2])
     covered, bright = _rasterise(tree, shape, zooms)
@@ -315,7 +366,9 @@ def _projection(phantom, tree, rng):  # type: ignore[no-untyped-def]
     return image[..., None], label[..., None], np.ones((*shape, 1), np.uint8)
 
 
-def _scan(signal, look, zooms, rng):  # type: ignore[no-untyped-def]
+def _scan(
+    signal: np.ndarray, look: Scanner, zooms: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Coil sensitivity, Rician noise and storage as int16."""
     field = _smooth_field(signal.shape, 80 / zooms[: signal.ndim], rng)
     signal = signal * np.exp(look.bias * field).astype(np.float32)
@@ -324,7 +377,9 @@ def _scan(signal, look, zooms, rng):  # type: ignore[no-untyped-def]
     return np.clip(look.gain * np.hypot(real, imaginary), 0, 32767).astype(np.int16)
 
 
-def _smooth_field(shape, scale, rng):  # type: ignore[no-untyped-def]
+def _smooth_field(
+    shape: tuple[int, ...], scale: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """A smooth random field of mean 0 and deviation 1; `scale` in voxels per axis."""
     coarse = [max(int(np.ceil(n / s)) + 3, 4) for n, s in zip(shape, scale, strict=True)]
     seeds = rng.standard_normal(coarse)

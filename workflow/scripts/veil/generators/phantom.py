@@ -57,7 +57,5 @@ def _cut_one(work: tuple[config.Phantom, int, int, int]) -> np.ndarray:
     drawn = phantoms.draw(phantom, seed)
     cutting = config.Patches(size=size, per_patient=max(count, 2))
     rng = np.random.default_rng(seed)
-    centres, _ = choose_centres(
-        drawn.label.astype(bool), drawn.brain.astype(bool), cutting, rng
-    )
+    centres, _ = choose_centres(drawn.label.astype(bool), drawn.brain.astype(bool), cutting, rng)
     return cut(drawn.image, drawn.label, centres[:count], size)

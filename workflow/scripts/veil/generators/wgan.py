@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from veil import artifacts, config, training
-from veil.patches import from_unit, to_unit
 from veil.generators.base import Generator
+from veil.patches import from_unit, to_unit
 from veil.privacy import accounting, clipping, ledger, sampling
 from veil.provenance import derive_seed
 
@@ -195,9 +195,7 @@ class _Game:
             return signs * mean_score(output)
 
         if self.noise:
-            total, scores = clipping.clipped_sum(
-                self.critic, score, batch, self.settings.clip_norm
-            )
+            total, scores = clipping.clipped_sum(self.critic, score, batch, self.settings.clip_norm)
             deviation = self.noise * self.settings.clip_norm
             return clipping.add_noise(total, deviation, self.noises), scores
         parameters = list(self.critic.parameters())
@@ -216,7 +214,7 @@ class _Game:
 
     def _fakes(self, count: int) -> Tensor:
         with torch.no_grad():
-            return self.generator(self._latents(count))  # type: ignore[no-any-return]
+            return self.generator(self._latents(count))
 
     def _update(self, gradients: list[Tensor]) -> None:
         for parameter, gradient in zip(self.critic.parameters(), gradients, strict=True):

@@ -16,15 +16,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 KEPT_BYTES = 48 * 2**20  # records' gradients of a layer up to this size are kept, not remade
+
+
+Layer = nn.Conv2d | nn.Linear
 
 
 @dataclass
 class _Seen:
     """What one layer saw: its input and its output's gradient, records first."""
 
-    layer: nn.Conv2d | nn.Linear
+    layer: Layer
     given: Tensor
     gradient: Tensor
 
@@ -56,8 +60,10 @@ def clipped_sum(
     ]
     norms = torch.stack(squares).sum(0).sqrt()
     # The epsilon keeps rounding from letting a clipped record exceed the bound.
-    weights = torch.where(norms.isfinite(), (clip_norm / (norms * (1 + 1e-6) + 1e-12)).clamp(max=1), 0)
-    sums: dict[nn.Parameter, Tensor] = {}
+    weights = torch.where(
+        norms.isfinite(), (clip_norm / (norms * (1 + 1e-6) + 1e-12)).clamp(max=1), 0
+    )
+    sums: dict[Tensor, Tensor] = {}
     for entry, gradients in zip(seen, kept, strict=True):
         for parameter, total in _weighted_sum(entry, gradients, weights):
             sums[parameter] = sums[parameter] + total if parameter in sums else total
@@ -98,9 +104,10 @@ def _book_keep(
     module: nn.Module, score: Callable[[Tensor], Tensor], batch: Tensor
 ) -> tuple[list[_Seen], Tensor]:
     """One forward and one backward pass, keeping what each layer saw."""
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    calls: list[tuple[Layer, Tensor, Tensor]] = []
 
     def keep(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, Layer)
         calls.append((layer, given[0].detach(), output))
 
     with ExitStack() as hooks:
@@ -110,7 +117,7 @@ def _book_keep(
         scores = score(module(batch))
     gradients = torch.autograd.grad(scores.sum(), [output for _, _, output in calls])
     seen = [
-        _Seen(layer=layer, given=given, gradient=gradient)  # type: ignore[arg-type]
+        _Seen(layer=layer, given=given, gradient=gradient)
         for (layer, given, _), gradient in zip(calls, gradients, strict=True)
     ]
     layers = [entry.layer for entry in seen]
@@ -127,14 +134,19 @@ def _columns(entry: _Seen) -> tuple[Tensor, Tensor]:
         records = len(given)
         flat = given.reshape(records, -1, given.shape[-1]).transpose(1, 2)
         return flat, gradient.reshape(records, -1, gradient.shape[-1]).transpose(1, 2)
+    assert not isinstance(layer.padding, str)
     unfolded = functional.unfold(
-        given, layer.kernel_size, layer.dilation, layer.padding, layer.stride  # type: ignore[arg-type]
+        given,
+        layer.kernel_size,
+        layer.dilation,
+        layer.padding,
+        layer.stride,
     )
     return unfolded, gradient.flatten(2)
 
 
 def _kept_gradients(entry: _Seen) -> Tensor | None:
-    """Each record's weight gradient (B, O, I [+ 1]), bias last, where it is small enough to keep."""
+    """Each record's weight gradient (B, O, I [+ 1]), bias last, if it is small enough to keep."""
     size = sum(parameter.numel() for parameter in entry.layer.parameters())
     if len(entry.given) * size * entry.given.element_size() > KEPT_BYTES:
         return None
@@ -162,12 +174,12 @@ def _square_norm(entry: _Seen) -> Tensor:
 
 def _weighted_sum(
     entry: _Seen, kept: Tensor | None, weights: Tensor
-) -> Iterable[tuple[nn.Parameter, Tensor]]:
+) -> Iterable[tuple[Tensor, Tensor]]:
     """The layer's parameters with their gradients summed over records with these weights."""
     layer = entry.layer
-    live: Tensor | slice = weights > 0
-    if bool(live.all()):  # type: ignore[union-attr]
-        live = slice(None)  # no copy; else 0 times NaN is NaN, and the record must go
+    # 0 times NaN is NaN, so a discarded record must go; with none discarded, no copy.
+    discarded = bool((weights == 0).any())
+    live: Tensor | slice = weights > 0 if discarded else slice(None)
     if kept is not None:
         total = (weights[live] @ kept[live].flatten(1)).view(kept.shape[1:])
         inputs = layer.weight[0].numel()
@@ -179,8 +191,13 @@ def _weighted_sum(
     scale = weights[live].view(-1, *[1] * (entry.gradient.dim() - 1))
     gradient = entry.gradient[live] * scale
     if isinstance(layer, nn.Conv2d):
-        weight = nn.grad.conv2d_weight(
-            given, layer.weight.shape, gradient, layer.stride, layer.padding, layer.dilation  # type: ignore[arg-type]
+        weight = conv2d_weight(
+            given,
+            layer.weight.shape,
+            gradient,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
         )
         bias = gradient.sum((0, 2, 3))
     else:

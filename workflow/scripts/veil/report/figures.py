@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -22,7 +22,11 @@ matplotlib.rcParams.update(
 )
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 ERRORS = ListedColormap(["black", "#d7191c", "#1a9641", "#ffd92f"])
-LEGEND = [("true positive", "#d7191c"), ("false positive", "#1a9641"), ("false negative", "#ffd92f")]
+LEGEND = [
+    ("true positive", "#d7191c"),
+    ("false positive", "#1a9641"),
+    ("false negative", "#ffd92f"),
+]
 REFERENCES = ("real", "phantom", "threshold")
 
 
@@ -50,13 +54,13 @@ def figure_2(points: pd.DataFrame, root: Path, examples: int = 3) -> Figure:
     shown = ordered(points)
     figure = Figure(figsize=(1.3 * len(shown) + 0.4, 1.35 * 2 * examples), layout="constrained")
     axes = figure.subplots(2 * examples, len(shown), squeeze=False)
-    for column, point in shown.iterrows():
+    for column, (_, point) in enumerate(shown.iterrows()):
         pairs = artifacts.open_pairs(folder(root, point) / "synthetic" / "pairs.npy")
         labelled = np.flatnonzero(pairs[:512, 1].any((1, 2)))
         chosen = (labelled if len(labelled) >= examples else np.arange(len(pairs)))[:examples]
         for row, index in enumerate(chosen):
             for channel, top in enumerate((255, 1)):
-                axis: Axes = axes[2 * row + channel, column]
+                axis = axes[2 * row + channel, column]
                 axis.imshow(pairs[index, channel].T, cmap="gray", vmin=0, vmax=top, origin="lower")
                 axis.set_xticks([])
                 axis.set_yticks([])
@@ -178,7 +182,7 @@ def _values(summary: pd.DataFrame, point: pd.Series, cohort: str, metric: str) -
 def _over_seeds(axis: Axes, points: pd.DataFrame, summary: pd.DataFrame, cohort: str) -> None:
     shown = _axis_points(points)
     colours = _colours(shown.generator)
-    for x, point in shown.iterrows():
+    for x, (_, point) in enumerate(shown.iterrows()):
         values = _values(summary, point, cohort, "dsc")["mean"].dropna()
         colour = colours[point.generator]
         axis.boxplot([values], positions=[x], widths=0.5, medianprops={"color": colour},
@@ -192,7 +196,7 @@ def _best_run(
 ) -> None:
     shown = _axis_points(points)
     colours = _colours(shown.generator)
-    for x, point in shown.iterrows():
+    for x, (_, point) in enumerate(shown.iterrows()):
         values = _values(summary, point, cohort, metric)
         values = values[values.seed == point.seed]
         if not len(values) or values["mean"].isna().all():
@@ -226,6 +230,6 @@ def _finish(
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _colours(generators: Sequence[str]) -> dict[str, str]:
+def _colours(generators: Iterable[str]) -> dict[str, str]:
     names = sorted(set(generators))
     return {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}

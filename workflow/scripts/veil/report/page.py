@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,14 +48,14 @@ def write(
     artifacts.write_text(path, page)
 
 
-def number(value: object, digits: int = 2) -> str:
+def number(value: Any, digits: int = 2) -> str:
     """A score for a table; a missing one as a dash."""
-    return "–" if pd.isna(value) else f"{float(value):.{digits}f}"  # type: ignore[arg-type, call-overload]
+    return "–" if pd.isna(value) else f"{float(value):.{digits}f}"
 
 
-def epsilon(value: object) -> str:
+def epsilon(value: Any) -> str:
     """An epsilon for a table."""
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
+    if value is None or pd.isna(value):
         return "–"
-    size = float(value)  # type: ignore[arg-type]
+    size = float(value)
     return "∞" if np.isinf(size) else f"{size:.3g}" if size < 1000 else f"{size:,.0f}"

@@ -81,14 +81,15 @@ def table_1(points: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     best = best_runs(points)
     rows = [
         ("real patients (ceiling)", best[best.generator == "real"]),
-        ("best without privacy", _top(best[(best.guarantee == "none") & (best.generator != "real")])),
+        (
+            "best without privacy",
+            _top(best[(best.guarantee == "none") & (best.generator != "real")]),
+        ),
         ("best private (valid)", _top(best[_valid(best)])),
         ("best as published", _top(best[best.loop == "as-published"])),
         ("public phantoms (floor)", _top(best[best.guarantee == "public"])),
     ]
-    table = [
-        _row(label, point.iloc[0].to_dict(), summary) for label, point in rows if len(point)
-    ]
+    table = [_row(label, point.iloc[0].to_dict(), summary) for label, point in rows if len(point)]
     baseline = {"generator": "threshold", "privacy": "none", "seed": 0}
     table.append(_row("best global threshold (trivial)", baseline, summary))
     return pd.DataFrame(table)

@@ -55,13 +55,8 @@ def _corners(region: np.ndarray, size: int, stride: float) -> list[tuple[int, in
         low, high = int(used[0]), int(used[-1]) + 1
         last = max(min(high, region.shape[axis]) - size, 0)
         starts = list(range(min(low, last), last, step))
-        spans.append(starts + [last])
-    return [
-        (x, y)
-        for x in spans[0]
-        for y in spans[1]
-        if region[x : x + size, y : y + size].any()
-    ]
+        spans.append([*starts, last])
+    return [(x, y) for x in spans[0] for y in spans[1] if region[x : x + size, y : y + size].any()]
 
 
 def _pad(image: np.ndarray, size: int) -> np.ndarray:

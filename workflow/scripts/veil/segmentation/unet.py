@@ -105,7 +105,7 @@ class Segmenter:
     """A trained U-Net with the mean and deviation its images are standardised with."""
 
     def __init__(self, network: UNet, mean: float, deviation: float, device: torch.device):
-        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.network = channels_last(network.to(device)).eval()
         self.mean, self.deviation, self.device = mean, deviation, device
 
     @torch.no_grad()
@@ -143,7 +143,7 @@ def train(
     random = torch.Generator().manual_seed(seed)
     network = UNet(settings.channels, dropout, random)
     trainee = _Training(
-        network.to(device, memory_format=torch.channels_last), pairs, mean, deviation,
+        channels_last(network.to(device)), pairs, mean, deviation,
         rate=rate, moves=moves, batch_size=settings.batch_size, random=random, device=device,
     )  # fmt: skip
     training.Loop(steps=settings.steps, folder=state, identity=identity, name="u-net").run(trainee)
@@ -177,12 +177,15 @@ class _Training:
         return {"loss": float(loss.detach())}
 
     def state(self) -> dict[str, Tensor]:
-        return training.pack(
-            network=self.network, optimiser=self.optimiser, random=self.random
-        )
+        return training.pack(network=self.network, optimiser=self.optimiser, random=self.random)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         training.unpack(state, network=self.network, optimiser=self.optimiser, random=self.random)
+
+
+def channels_last(network: UNet) -> UNet:
+    """The network with its weights laid out channels last, which its convolutions prefer."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _autocast(device: torch.device) -> torch.autocast:

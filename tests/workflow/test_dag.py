@@ -1,0 +1,325 @@
+"""The DAG, run for real: dry runs of every study, a tiny study to its report, and provenance."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
+PARTS = ("Snakefile", "config", "profiles", "workflow", "tests/fixtures")
+TINY = ("--configfile", "tests/fixtures/tiny.yaml")
+POINT = "results/first/wgan/sigma-2/seed-0"
+
+
+def copy_project(place: Path) -> Path:
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, place / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, place / part)
+    return place
+
+
+def snakemake(folder: Path, *arguments: str, env: dict[str, str] | None = None):
+    return subprocess.run(
+        [SNAKEMAKE, "--cores", "2", *arguments], cwd=folder, text=True, timeout=900, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
+def rules_of(output: str) -> dict[str, int]:
+    """Rule counts from the job table of a dry run."""
+    table = re.search(r"^job +count\n[- ]+\n(.*?)\n\n", output, re.S | re.M)
+    if table is None:
+        return {}
+    return {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project in which the tiny study has been run to its report."""
+    place = copy_project(tmp_path_factory.mktemp("project"))
+    done = snakemake(place, *TINY)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return place
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory) -> Path:
+    return copy_project(tmp_path_factory.mktemp("fresh"))
+
+
+# ------------------------------------------------------------------ dry runs and refusals
+
+
+def test_the_demo_dry_runs(fresh):
+    counts = rules_of(snakemake(fresh, "-n").stdout)
+    assert counts["train_generator"] == 5
+    assert counts["train_segmenter"] == 10
+    assert counts["write_report"] == 1
+
+
+def test_the_whole_paper_dry_runs(fresh):
+    """1 + 7 x 5 GANs for each loop that has privacy, the two references, 8 U-Nets each."""
+    done = snakemake(fresh, "-n", "--configfile", "config/studies/kossen2022.yaml")
+    counts = rules_of(done.stdout)
+    points = 1 + 1 + 1 + 35 + 35
+    assert counts["train_generator"] == points
+    assert counts["train_segmenter"] == 8 * points
+    assert counts["score_segmentation"] == points
+
+
+def test_real_angiograms_dry_run(fresh, real_data):
+    done = snakemake(
+        fresh,
+        "-n",
+        "--configfile",
+        "config/studies/dias.yaml",
+        env={"VEIL_REAL_DATA": str(real_data)},
+    )
+    assert rules_of(done.stdout)["train_generator"] == 4, done.stdout[-2000:]
+
+
+def test_an_unset_variable_is_named(fresh):
+    done = snakemake(
+        fresh, "-n", "--configfile", "config/studies/dias.yaml", env={"VEIL_REAL_DATA": ""}
+    )
+    assert done.returncode != 0
+
+
+def test_one_result_by_path_makes_only_what_it_needs(fresh):
+    """Also for a level that the configuration does not list."""
+    done = snakemake(fresh, "-n", "results/first/wgan/sigma-0.9/seed-7/scores/segmentation.tsv")
+    counts = rules_of(done.stdout)
+    assert counts["train_generator"] == 1
+    assert counts["train_segmenter"] == 2
+    assert "write_report" not in counts
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("results/first/wgan/sigma-0.650/seed-0/scores/segmentation.tsv", "sigma-0.650"),
+        ("results/first/wgan/sigma-.65/seed-0/scores/segmentation.tsv", "sigma-.65"),
+        ("results/first/wgn/none/seed-0/scores/segmentation.tsv", "did you mean 'wgan'"),
+        ("results/frist/wgan/none/seed-0/scores/segmentation.tsv", "did you mean 'first'"),
+        ("results/first/wgan/none/seed-01/scores/segmentation.tsv", "seed-01"),
+        ("results/first/real/sigma-1/seed-0/scores/segmentation.tsv", "allowed is 'none'"),
+        ("results/second/wgan/none/seed-0/scores/segmentation.tsv", "cohorts.second.splits"),
+        ("results/first/wgan/none", "too short"),
+        ("results/first/wgan/none/seed-0/scores/segmentaton.tsv", "segmentaton.tsv"),
+    ],
+)
+def test_malformed_paths_are_refused_with_the_grammar(fresh, path, word):
+    done = snakemake(fresh, "-n", path)
+    assert done.returncode != 0
+    assert word in done.stdout
+    assert "the grammar of a result's path" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_unknown_keys_are_refused_before_anything_runs(fresh):
+    done = snakemake(fresh, "-n", "--config", "pears=3")
+    assert done.returncode != 0
+    assert "pears: unknown key" in done.stdout
+    assert "did you mean 'pairs'" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_lint(fresh):
+    done = snakemake(fresh, "--lint")
+    assert done.returncode == 0, done.stdout
+
+
+# ------------------------------------------------------------------ the tiny study
+
+
+def test_the_tiny_study_reaches_its_report(project):
+    page = (project / "results/report/index.html").read_text()
+    for words in ("Study <strong>tiny</strong>", "Figure 2", "Figure 7", "claimed"):
+        assert words in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    scores = pd.read_csv(project / "results/report/tables/scores.tsv", sep="\t")
+    # 5 points and the threshold, 3 test patients, 3 metrics.
+    assert len(scores) == 6 * 3 * 3
+    points = pd.read_csv(project / "results/report/tables/points.tsv", sep="\t")
+    loops = points.set_index(["generator", "privacy"])
+    assert loops.loc[("phantom", "none"), "epsilon"] == 0
+    assert np.isinf(loops.loc[("real", "none"), "epsilon"])
+    published = loops.loc[("wgan-as-published", "sigma-2")]
+    assert published["epsilon_published"] != published["epsilon"]
+    assert (
+        loops.loc[("wgan", "sigma-2"), "epsilon_patient"]
+        > loops.loc[("wgan", "sigma-2"), "epsilon"]
+    )
+
+
+def test_nothing_is_left_to_be_done(project):
+    assert "Nothing to be done" in snakemake(project, "-n", *TINY).stdout
+
+
+def test_state_is_cleared_and_errors_are_nifti(project):
+    assert not list(project.rglob("state"))
+    errors = nib.load(project / POINT / "scores/errors/first.nii.gz")
+    assert errors.shape == (48, 48, 12)
+    assert set(np.unique(errors.dataobj)) <= {0, 1, 2, 3}
+
+
+def test_snakemakes_own_report(project):
+    done = snakemake(project, *TINY, "--report", "report.html")
+    assert done.returncode == 0, done.stdout
+    assert (project / "report.html").stat().st_size > 100_000
+
+
+def test_results_do_not_depend_on_the_order_of_jobs(project, tmp_path):
+    """One point made alone in another place has the same bytes."""
+    place = copy_project(tmp_path)
+    done = snakemake(place, *TINY, f"{POINT}/scores/segmentation.tsv")
+    assert done.returncode == 0, done.stdout[-3000:]
+    for name in ("generator/weights.safetensors", "synthetic/pairs.npy", "scores/segmentation.tsv"):
+        assert (place / POINT / name).read_bytes() == (project / POINT / name).read_bytes(), name
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_fresh_clone_over_finished_results_has_nothing_to_do(project, tmp_path):
+    place = copy_project(tmp_path)
+    for name in ("results", ".snakemake"):
+        shutil.copytree(project / name, place / name, symlinks=True)
+    assert "Nothing to be done" in snakemake(place, "-n", *TINY).stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "reruns"),
+    [
+        (
+            "report/figures.py",
+            "figsize=(9, 3.6)",
+            "figsize=(9, 3.7)",
+            {"draw_figures", "write_report", "all"},
+        ),
+        ("report/figures.py", "# ---", "# a comment: nothing to do\n# ---", set()),
+        ("generators/wgan.py", "# Three streams", "# Three separate streams", set()),
+    ],
+)
+def test_code_reruns_what_used_it_and_comments_nothing(project, tmp_path, module, old, new, reruns):
+    place = copy_project(tmp_path)
+    for name in ("results", ".snakemake"):
+        shutil.copytree(project / name, place / name, symlinks=True)
+    path = place / "workflow/scripts/veil" / module
+    if old not in path.read_text():
+        path.write_text(path.read_text() + f"\n{new}\n")
+    else:
+        edit(path, old, new)
+    assert set(rules_of(snakemake(place, "-n", *TINY).stdout)) == reruns
+
+
+def test_a_generators_code_retrains_it_and_no_other(project, tmp_path):
+    place = copy_project(tmp_path)
+    for name in ("results", ".snakemake"):
+        shutil.copytree(project / name, place / name, symlinks=True)
+    edit(place / "workflow/scripts/veil/generators/phantom.py", "max(count, 2)", "max(count, 3)")
+    done = snakemake(place, "-n", *TINY)
+    counts = rules_of(done.stdout)
+    assert counts["train_generator"] == counts["sample_synthetic"] == 1
+    assert "generator=phantom" in done.stdout
+    assert "Params have changed" in done.stdout or "Code has changed" in done.stdout
+
+
+def test_a_killed_job_resumes_and_gives_the_same_bytes(project, tmp_path):
+    """SIGKILL in mid-training: declared outputs go, the state folder stays."""
+    place = copy_project(tmp_path)
+    longer = (*TINY, "--config", "generators={wgan: {generator_updates: 400}}")
+    target = f"{POINT}/generator/weights.safetensors"
+    run = subprocess.Popen(
+        [SNAKEMAKE, "--cores", "2", *longer, "--", target], cwd=place,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    state = place / POINT / "generator/state/history.jsonl"
+    try:
+        for _ in range(600):
+            if state.exists() and len(state.read_text().splitlines()) > 20:
+                break
+            run.wait(timeout=0.2) if run.poll() is not None else __import__("time").sleep(0.2)
+    finally:
+        os.killpg(run.pid, 9)
+        run.wait()
+    assert not (place / target).exists()
+    snakemake(place, "--unlock", *longer)
+    done = snakemake(place, *longer, "--", target)
+    assert done.returncode == 0, done.stdout[-3000:]
+    whole = copy_project(tmp_path / "whole")
+    assert snakemake(whole, *longer, "--", target).returncode == 0
+    assert (place / target).read_bytes() == (whole / target).read_bytes()
+
+
+# ------------------------------------------------------------------ real scans
+
+
+def test_the_tof_crop_goes_through_check_patches_and_inference(project, real_data, tmp_path):
+    """One patient serves as training, validation and test in turn: a path, not a result."""
+    place = copy_project(tmp_path)
+    (place / "config/studies/crop.yaml").write_text(
+        f"""
+name: crop
+cohort: crop
+external: []
+cohorts:
+  crop: {{kind: bids, path: {tmp_path}/crop, splits: {{train: 1, validation: 1, test: 1}}}}
+patches: {{size: 32, per_patient: 100}}
+pairs: 100
+segmentation: {{channels: [4, 8], steps: 60, grid: {{augment: [true], learning_rate: [0.01]}}}}
+points: [{{generator: real}}]
+"""
+    )
+    for number in (1, 2, 3):
+        for path in (real_data / "topcow").rglob("sub-066*.nii.gz"):
+            name = str(path.relative_to(real_data / "topcow")).replace("066", f"00{number}")
+            (tmp_path / "crop" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, tmp_path / "crop" / name)
+    (tmp_path / "crop/dataset_description.json").write_text(
+        '{"Name": "crop", "BIDSVersion": "1.10.0"}'
+    )
+    (tmp_path / "crop/participants.tsv").write_text(
+        "participant_id\tsplit\nsub-001\ttrain\nsub-002\tvalidation\nsub-003\ttest\n"
+    )
+    done = snakemake(place, "--configfile", "config/studies/crop.yaml")
+    assert done.returncode == 0, done.stdout[-3000:]
+    scores = pd.read_csv(place / "results/crop/real/none/seed-0/scores/segmentation.tsv", sep="\t")
+    assert scores.loc[scores["metric"] == "dsc", "value"].iloc[0] > 0.5
+
+
+def test_a_faulty_cohort_stops_before_any_training(fresh, tmp_path):
+    root = tmp_path / "cohort"
+    (root / "sub-001/anat").mkdir(parents=True)
+    nib.save(
+        nib.Nifti1Image(np.zeros((9, 9, 9), np.int16), np.eye(4)),
+        root / "sub-001/anat/sub-001_angio.nii.gz",
+    )
+    (root / "participants.tsv").write_text("participant_id\nsub-001\n")
+    (tmp_path / "own.yaml").write_text(
+        f"cohort: own\nexternal: []\ncohorts: {{own: {{kind: bids, path: {root}, "
+        "splits: {train: 1, validation: 1, test: 1}}}\n"
+    )
+    done = snakemake(fresh, "--configfile", str(tmp_path / "own.yaml"))
+    assert done.returncode != 0
+    assert (
+        "sub-001: mask *_label-vessel_mask.nii.gz: found none; allowed: exactly one" in done.stdout
+    )
+    assert "Traceback" not in done.stdout
+    assert "train_generator" not in done.stdout.split("check_cohort")[-1]
