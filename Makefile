@@ -31,13 +31,13 @@ env: .venv/ready
 check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/snakefmt --quiet --check Snakefile workflow/rules
+	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/mypy
 
 format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/snakefmt --quiet Snakefile workflow/rules
+	$(BIN)/snakefmt Snakefile workflow/rules
 
 # Schema, default configuration and its reference, from the models.
 config: env

@@ -266,7 +266,7 @@ class WganGenerator(Model):
     """RMSprop, both networks; the paper: 5e-5, which learns nothing in CPU minutes."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Expected private batch, the public divisor, and the number of fakes."""
-    generator_updates: Annotated[int, Field(ge=1)] = 600
+    generator_updates: Annotated[int, Field(ge=1)] = 500
     """Generator updates; the paper: 50 epochs of 1,281."""
     critic_updates: Annotated[int, Field(ge=1, le=100)] = 5
     """Critic updates for each generator update."""
@@ -320,7 +320,7 @@ class Segmentation(Model):
     """Channels per level; the paper: 32, 64, 128, 256, 512."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Pairs per step; the paper: 64."""
-    steps: Annotated[int, Field(ge=1)] = 400
+    steps: Annotated[int, Field(ge=1)] = 300
     """Optimiser steps; the paper: 15 epochs of 2 N / 64."""
     grid: Grid = Grid()
     """U-Nets per synthetic set; the best on real validation patients is tested."""
