@@ -25,14 +25,12 @@ include: "workflow/rules/synthesis.smk"
 include: "workflow/rules/segmentation.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
-
-
-refuse_malformed_targets()
+include: "workflow/rules/paths.smk"
 
 
 rule all:
     """The study's report, and so all of the study."""
     default_target: True
-    localrule: True
     input:
         "results/report/index.html",
+    localrule: True

@@ -163,7 +163,7 @@ def test_what_is_charged_is_what_is_drawn_and_released(pairs, loop, monkeypatch)
         settings=settings, level=config.PrivacyLevel.parse("sigma-1"), seed=1, size=16,
         records=160, per_patient=10, delta=0.01,
     )  # fmt: skip
-    charge = generators.build(task).charge()
+    charge = generators.build(task).charge
     assert charge.draws == len(draws.results)
     real_and_fake = 2 if loop == "as-published" else 1
     assert charge.draws * charge.releases_per_draw * real_and_fake == len(noises.results)

@@ -7,26 +7,21 @@ rule make_phantom_cohort:
     """Draw a public cohort and write it as BIDS."""
     output:
         directory(f"{DATA}/bids"),
-    params:
-        cohort=cohort_json,
-        code=code_hash("make_phantom_cohort.py"),
-    wildcard_constraints:
-        cohort=cohorts_of_kind("phantom"),
     log:
         "logs/{cohort}/make_phantom_cohort.log",
+    wildcard_constraints:
+        cohort=cohorts_of_kind("phantom"),
+    conda:
+        "../envs/veil.yaml"
     threads: 2
     resources:
         mem="4GB",
         runtime="1h",
-    conda:
-        "../envs/veil.yaml"
+    params:
+        cohort=cohort_json,
+        code=code_hash("make_phantom_cohort.py"),
     script:
         "../scripts/make_phantom_cohort.py"
-
-
-def import_table(wildcards):
-    """The table that lists a cohort's files."""
-    return STUDY.cohorts[wildcards.cohort].path
 
 
 rule import_cohort:
@@ -35,18 +30,18 @@ rule import_cohort:
         import_table,
     output:
         directory(f"{DATA}/bids"),
-    params:
-        cohort=cohort_json,
-        code=code_hash("import_cohort.py"),
-    wildcard_constraints:
-        cohort=cohorts_of_kind("import"),
     log:
         "logs/{cohort}/import_cohort.log",
+    wildcard_constraints:
+        cohort=cohorts_of_kind("import"),
+    conda:
+        "../envs/veil.yaml"
     resources:
         mem="4GB",
         runtime="4h",
-    conda:
-        "../envs/veil.yaml"
+    params:
+        cohort=cohort_json,
+        code=code_hash("import_cohort.py"),
     script:
         "../scripts/import_cohort.py"
 
@@ -59,16 +54,16 @@ rule check_cohort:
         manifest=f"{DATA}/manifest.tsv",
         qc=f"{DATA}/qc.tsv",
         picture=f"{DATA}/qc.png",
+    log:
+        "logs/{cohort}/check_cohort.log",
+    conda:
+        "../envs/veil.yaml"
+    resources:
+        mem="4GB",
+        runtime="1h",
     params:
         root=cohort_root,
         cohort=cohort_settings,
         code=code_hash("check_cohort.py"),
-    log:
-        "logs/{cohort}/check_cohort.log",
-    resources:
-        mem="4GB",
-        runtime="1h",
-    conda:
-        "../envs/veil.yaml"
     script:
         "../scripts/check_cohort.py"

@@ -1,9 +1,9 @@
 # What the rules share: the validated study, the grammar of paths, and parameters.
 import json
 import re
+from types import SimpleNamespace
 
 from snakemake.exceptions import WorkflowError
-from types import SimpleNamespace
 
 from veil import config as settings
 from veil.provenance import code_hash, derive_seed
@@ -17,6 +17,33 @@ POINT = "results/{cohort}/{generator}/{privacy}/seed-{seed}"
 DATA = "results/{cohort}/data"
 CELLS = STUDY.segmentation.grid.cells()
 SEGMENTATION = STUDY.segmentation.model_dump_json(exclude={"grid"})
+POINT_FILES = (
+    r"generator/(weights\.safetensors|privacy\.json|history\.jsonl|benchmark\.tsv)"
+    r"|synthetic/pairs\.npy|scores/(segmentation\.tsv|errors|benchmark\.tsv)"
+    r"|segmenters/(chosen\.json|[^/]+/(weights\.safetensors|history\.jsonl|validation\.tsv))"
+)
+DATA_FILES = (
+    r"bids|manifest\.tsv|qc\.tsv|qc\.png|patches\.npy|patches\.tsv|threshold\.tsv"
+)
+# What a wildcard may be, given what stands around it in the path: only cohorts with training
+# patients have points, and only generators that can be private have privacy levels.
+TRAINED = [
+    name
+    for name, cohort in STUDY.cohorts.items()
+    if cohort.splits.train and cohort.splits.validation
+]
+COHORT = "|".join([*TRAINED, *(rf"{name}(?=/data/)" for name in STUDY.cohorts)])
+GENERATOR = "|".join(STUDY.generators)
+NEVER_PRIVATE = "".join(
+    rf"(?<!/{name}/)"
+    for name, generator in STUDY.generators.items()
+    if generator.kind in ("real", "phantom")
+)
+PRIVACY = rf"none|{NEVER_PRIVATE}(?:{settings.PRIVACY})"
+KNOWN_PATHS = (
+    rf"report/.*|(?:{COHORT})/data/(?:{DATA_FILES})"
+    rf"|(?:{COHORT})/(?:{GENERATOR})/(?:{PRIVACY})/seed-(?:{settings.SEED})/(?:{POINT_FILES})"
+)
 GRAMMAR = f"""the grammar of a result's path:
   results/<cohort>/<generator>/<privacy>/seed-<n>/<file>
     cohort     {", ".join(STUDY.cohorts)}
@@ -30,40 +57,37 @@ GRAMMAR = f"""the grammar of a result's path:
 
 
 wildcard_constraints:
-    cohort="|".join(STUDY.cohorts),
-    generator="|".join(STUDY.generators),
-    privacy=settings.PRIVACY,
+    cohort=COHORT,
+    generator=GENERATOR,
+    privacy=PRIVACY,
     seed=settings.SEED,
     cell=r"lr-[^/]+_dropout-[^/]+_augment-(?:on|off)",
 
 
-def refuse_malformed_targets():
-    """Refuse a target under results/ that no rule makes, before anything else happens."""
-    targets = workflow.dag_settings.targets if workflow.dag_settings else ()
-    for target in filter(None, targets):
-        path = str(target).removeprefix("./")
-        if not path.startswith("results/"):
-            continue
-        if problem := problem_of(path.rstrip("/").split("/")[1:]):
-            raise WorkflowError(f"{target}: {problem}; {GRAMMAR}")
-
-
 def problem_of(parts):
     """What is wrong with the parts of a path below results/, or None."""
-    if parts[:1] == ["report"]:
-        return None
     if parts[1:2] == ["data"] and parts[0] in STUDY.cohorts:
-        return None
+        return unknown_file("/".join(parts[2:]), DATA_FILES)
     if len(parts) < 5:
         return "the path is too short"
     try:
         STUDY.check_point(*parts[:3])
     except ValueError as error:
         return str(error)
-    seed = parts[3]
-    if not re.fullmatch(rf"seed-(?:{settings.SEED})", seed):
-        return f"{seed!r} is not seed-<n> with n a whole number"
-    return None
+    if not re.fullmatch(rf"seed-(?:{settings.SEED})", parts[3]):
+        return f"{parts[3]!r} is not seed-<n> with n a whole number"
+    return unknown_file("/".join(parts[4:]), POINT_FILES)
+
+
+def unknown_file(name, pattern):
+    """What is wrong with the last part of a path, or None."""
+    return None if re.fullmatch(pattern, name) else f"no rule makes {name!r}"
+
+
+def refuse(wildcards):
+    """Raise, saying what is wrong with the path and what the grammar is."""
+    problem = problem_of(Path(wildcards.malformed).parts)
+    raise WorkflowError(f"results/{wildcards.malformed}: {problem}; {GRAMMAR}")
 
 
 def cohorts_of_kind(kind):
@@ -89,13 +113,19 @@ def cohort_files(wildcards):
     root = Path(cohort_root(wildcards))
     if not is_bids(wildcards.cohort):
         return [str(root)]
-    found = [path for suffix in ("nii", "nii.gz") for path in root.rglob(f"sub-*.{suffix}")]
+    found = [
+        path for suffix in ("nii", "nii.gz") for path in root.rglob(f"sub-*.{suffix}")
+    ]
     return sorted(map(str, [*found, *root.glob("participants.tsv")]))
 
 
 def cohort_settings(wildcards):
     """How to read a cohort, as JSON of a config.BidsCohort."""
-    return STUDY.cohorts[wildcards.cohort].as_bids(cohort_root(wildcards)).model_dump_json()
+    return (
+        STUDY.cohorts[wildcards.cohort]
+        .as_bids(cohort_root(wildcards))
+        .model_dump_json()
+    )
 
 
 def region_of(cohort):
@@ -105,7 +135,10 @@ def region_of(cohort):
 
 def tests_of(cohort):
     """The cohorts to test on when `cohort` is the private one, which comes first."""
-    return [cohort, *(name for name in (STUDY.cohort, *STUDY.external) if name != cohort)]
+    return [
+        cohort,
+        *(name for name in (STUDY.cohort, *STUDY.external) if name != cohort),
+    ]
 
 
 def only(cohort):
@@ -137,3 +170,92 @@ def points():
         for privacy in entry.privacy
         for seed in entry.seeds
     ]
+
+
+def import_table(wildcards):
+    """The table that lists a cohort's files."""
+    return STUDY.cohorts[wildcards.cohort].path
+
+
+def generator_kind(wildcards):
+    """The module behind a generator's name."""
+    return STUDY.generators[wildcards.generator].kind
+
+
+def training_patches(wildcards):
+    """The private patches, for generators that learn from them."""
+    return [f"{DATA}/patches.npy"] if generator_kind(wildcards) == "wgan" else []
+
+
+def generator_task(wildcards):
+    """What the generator is asked to be, as JSON of a config.Task."""
+    seed = seed_for("generator")(wildcards)
+    return STUDY.task(*wildcards[:3], seed).model_dump_json()
+
+
+def generator_code(script):
+    """A function of wildcards: the hash of a script's code and of the generator it will use."""
+
+    def code(wildcards):
+        return code_hash(script, f"veil.generators.{generator_kind(wildcards)}")
+
+    return code
+
+
+def generator_gpus(wildcards):
+    """GPUs that training asks for: none for generators that learn nothing."""
+    return int(generator_kind(wildcards) == "wgan")
+
+
+def handed_through(wildcards):
+    """The real patches, for the generator that hands them through, and for no other."""
+    return [f"{DATA}/patches.npy"] if generator_kind(wildcards) == "real" else []
+
+
+def test_scans(wildcards):
+    """The scans of all test cohorts."""
+    return [
+        f for cohort in tests_of(wildcards.cohort) for f in cohort_files(only(cohort))
+    ]
+
+
+def test_manifests(wildcards):
+    """Manifests of all test cohorts, the private one first."""
+    return [
+        f"results/{cohort}/data/manifest.tsv" for cohort in tests_of(wildcards.cohort)
+    ]
+
+
+def test_settings(wildcards):
+    """Names, roots and settings of the test cohorts, as JSON of evaluation.Tests."""
+    return json.dumps(
+        [
+            {"name": c, "root": cohort_root(only(c)), "region": region_of(c)}
+            for c in tests_of(wildcards.cohort)
+        ]
+    )
+
+
+def figure_titles():
+    """The figures that this study can fill: file stem, and the question it answers."""
+    titles = {
+        "figure-2": "What do the synthetic pairs look like?",
+        "figure-3": "How does quality fall as privacy rises?",
+        "figure-4": "Where are the errors?",
+    }
+    for cohort in STUDY.external:
+        titles[f"figure-5-{cohort}"] = f"Does it carry over to {cohort}?"
+    if any(level != "none" for entry in STUDY.points for level in entry.privacy):
+        titles["figure-7"] = "What does the best private model get right?"
+    return titles
+
+
+def caption(figure):
+    """The caption file of a figure."""
+    name = "figure-5" if figure.startswith("figure-5") else figure
+    return workflow.source_path(f"../report/{name}.rst")
+
+
+def caption_texts():
+    """The captions as plain text, in the order of the figures."""
+    return [" ".join(Path(caption(figure)).read_text().split()) for figure in FIGURES]

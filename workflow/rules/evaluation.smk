@@ -4,52 +4,40 @@
 #          {point}/scores/errors/ (NIfTI error maps), results/{cohort}/data/threshold.tsv
 
 
-def test_scans(wildcards):
-    """The scans of all test cohorts."""
-    return [f for cohort in tests_of(wildcards.cohort) for f in cohort_files(only(cohort))]
-
-
-def test_manifests(wildcards):
-    """Manifests of all test cohorts, the private one first."""
-    return [f"results/{cohort}/data/manifest.tsv" for cohort in tests_of(wildcards.cohort)]
-
-
-def test_settings(wildcards):
-    """Names, roots and settings of the test cohorts, as JSON of evaluation.Tests."""
-    return json.dumps(
-        [
-            {"name": c, "root": cohort_root(only(c)), "region": region_of(c)}
-            for c in tests_of(wildcards.cohort)
-        ]
-    )
-
-
 rule score_segmentation:
     """Choose the U-Net by validation patients and score it on every test patient."""
     input:
         test_scans,
         manifests=test_manifests,
-        validation=expand(f"{POINT}/segmenters/{{cell}}/validation.tsv", cell=CELLS, allow_missing=True),
-        weights=expand(f"{POINT}/segmenters/{{cell}}/weights.safetensors", cell=CELLS, allow_missing=True),
+        validation=expand(
+            f"{POINT}/segmenters/{{cell}}/validation.tsv",
+            cell=CELLS,
+            allow_missing=True,
+        ),
+        weights=expand(
+            f"{POINT}/segmenters/{{cell}}/weights.safetensors",
+            cell=CELLS,
+            allow_missing=True,
+        ),
     output:
         chosen=f"{POINT}/segmenters/chosen.json",
         scores=f"{POINT}/scores/segmentation.tsv",
         errors=directory(f"{POINT}/scores/errors"),
+    log:
+        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/score_segmentation.log",
+    benchmark:
+        f"{POINT}/scores/benchmark.tsv"
+    conda:
+        "../envs/veil.yaml"
+    resources:
+        mem="8GB",
+        runtime="6h",
+        gpu=1,
     params:
         tests=test_settings,
         segmentation=SEGMENTATION,
         size=STUDY.patches.size,
         code=code_hash("score_segmentation.py"),
-    log:
-        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/score_segmentation.log",
-    benchmark:
-        f"{POINT}/scores/benchmark.tsv"
-    resources:
-        mem="8GB",
-        runtime="6h",
-        gpu=1,
-    conda:
-        "../envs/veil.yaml"
     script:
         "../scripts/score_segmentation.py"
 
@@ -61,15 +49,15 @@ rule score_threshold:
         manifests=test_manifests,
     output:
         f"{DATA}/threshold.tsv",
-    params:
-        tests=test_settings,
-        code=code_hash("score_threshold.py"),
     log:
         "logs/{cohort}/score_threshold.log",
+    conda:
+        "../envs/veil.yaml"
     resources:
         mem="8GB",
         runtime="2h",
-    conda:
-        "../envs/veil.yaml"
+    params:
+        tests=test_settings,
+        code=code_hash("score_threshold.py"),
     script:
         "../scripts/score_threshold.py"

@@ -11,21 +11,21 @@ rule cut_patches:
     output:
         pairs=f"{DATA}/patches.npy",
         table=f"{DATA}/patches.tsv",
+    log:
+        "logs/{cohort}/cut_patches.log",
+    benchmark:
+        f"{DATA}/patches.benchmark.tsv"
+    conda:
+        "../envs/veil.yaml"
+    threads: 2
+    resources:
+        mem="8GB",
+        runtime="1h",
     params:
         root=cohort_root,
         cohort=cohort_settings,
         patches=STUDY.patches.model_dump_json(),
         seed=seed_for("patches"),
         code=code_hash("cut_patches.py"),
-    log:
-        "logs/{cohort}/cut_patches.log",
-    benchmark:
-        f"{DATA}/patches.benchmark.tsv"
-    threads: 2
-    resources:
-        mem="8GB",
-        runtime="1h",
-    conda:
-        "../envs/veil.yaml"
     script:
         "../scripts/cut_patches.py"

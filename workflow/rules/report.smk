@@ -3,35 +3,7 @@
 # OUTPUTS  results/report/: tables/*.tsv, figures/*.svg, index.html
 
 TESTS = [STUDY.cohort, *STUDY.external]
-HAS_PRIVATE = any(level != "none" for entry in STUDY.points for level in entry.privacy)
-
-
-def figure_titles():
-    """The figures that this study can fill: file stem, and the question it answers."""
-    titles = {
-        "figure-2": "What do the synthetic pairs look like?",
-        "figure-3": "How does quality fall as privacy rises?",
-        "figure-4": "Where are the errors?",
-    }
-    for cohort in STUDY.external:
-        titles[f"figure-5-{cohort}"] = f"Does it carry over to {cohort}?"
-    if HAS_PRIVATE:
-        titles["figure-7"] = "What does the best private model get right?"
-    return titles
-
-
 FIGURES = figure_titles()
-
-
-def caption(figure):
-    """The caption file of a figure."""
-    name = "figure-5" if figure.startswith("figure-5") else figure
-    return workflow.source_path(f"../report/{name}.rst")
-
-
-def caption_texts():
-    """The captions as plain text, in the order of the figures."""
-    return [" ".join(Path(caption(figure)).read_text().split()) for figure in FIGURES]
 
 
 rule gather_scores:
@@ -51,12 +23,12 @@ rule gather_scores:
             category="Tables",
             labels={"table": "Table 1"},
         ),
-    params:
-        code=code_hash("gather_scores.py"),
     log:
         "logs/report/gather_scores.log",
     conda:
         "../envs/veil.yaml"
+    params:
+        code=code_hash("gather_scores.py"),
     script:
         "../scripts/gather_scores.py"
 
@@ -78,15 +50,13 @@ rule draw_figures:
             )
             for figure, title in FIGURES.items()
         ],
-    params:
-        root=f"results/{STUDY.cohort}",
-        folder="results/report/figures",
-        tests=TESTS,
-        code=code_hash("draw_figures.py"),
     log:
         "logs/report/draw_figures.log",
     conda:
         "../envs/veil.yaml"
+    params:
+        tests=TESTS,
+        code=code_hash("draw_figures.py"),
     script:
         "../scripts/draw_figures.py"
 
@@ -105,6 +75,10 @@ rule write_report:
             category="Report",
             labels={"page": "The whole report"},
         ),
+    log:
+        "logs/report/write_report.log",
+    conda:
+        "../envs/veil.yaml"
     params:
         study=STUDY.name,
         note=STUDY.note,
@@ -114,9 +88,5 @@ rule write_report:
         figures=list(FIGURES.values()),
         captions=caption_texts(),
         code=code_hash("write_report.py"),
-    log:
-        "logs/report/write_report.log",
-    conda:
-        "../envs/veil.yaml"
     script:
         "../scripts/write_report.py"

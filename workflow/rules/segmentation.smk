@@ -13,6 +13,16 @@ rule train_segmenter:
         weights=f"{POINT}/segmenters/{{cell}}/weights.safetensors",
         history=f"{POINT}/segmenters/{{cell}}/history.jsonl",
         validation=f"{POINT}/segmenters/{{cell}}/validation.tsv",
+    log:
+        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/{cell}.log",
+    benchmark:
+        f"{POINT}/segmenters/{{cell}}/benchmark.tsv"
+    conda:
+        "../envs/veil.yaml"
+    resources:
+        mem="8GB",
+        runtime="1d",
+        gpu=1,
     params:
         segmentation=SEGMENTATION,
         size=STUDY.patches.size,
@@ -21,15 +31,5 @@ rule train_segmenter:
         seed=seed_for(),
         folder=subpath(output.weights, parent=True),
         code=code_hash("train_segmenter.py"),
-    log:
-        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/{cell}.log",
-    benchmark:
-        f"{POINT}/segmenters/{{cell}}/benchmark.tsv"
-    resources:
-        mem="8GB",
-        runtime="1d",
-        gpu=1,
-    conda:
-        "../envs/veil.yaml"
     script:
         "../scripts/train_segmenter.py"

@@ -3,11 +3,6 @@
 # OUTPUTS  {point}/synthetic/pairs.npy
 
 
-def handed_through(wildcards):
-    """The real patches, for the generator that hands them through, and for no other."""
-    return [f"{DATA}/patches.npy"] if generator_kind(wildcards) == "real" else []
-
-
 rule sample_synthetic:
     """Sample the pairs that segmenters are trained on."""
     input:
@@ -15,18 +10,18 @@ rule sample_synthetic:
         patches=handed_through,
     output:
         f"{POINT}/synthetic/pairs.npy",
+    log:
+        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/sample_synthetic.log",
+    conda:
+        "../envs/veil.yaml"
+    threads: 2
+    resources:
+        mem="8GB",
+        runtime="2h",
     params:
         task=generator_task,
         pairs=STUDY.pairs,
         seed=seed_for("synthetic"),
         code=generator_code("sample_synthetic.py"),
-    log:
-        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/sample_synthetic.log",
-    threads: 2
-    resources:
-        mem="8GB",
-        runtime="2h",
-    conda:
-        "../envs/veil.yaml"
     script:
         "../scripts/sample_synthetic.py"

@@ -9,7 +9,7 @@ from veil.report import figures, tables
 with job.running(snakemake):
     points = artifacts.read_table(Path(snakemake.input.points))
     summary = artifacts.read_table(Path(snakemake.input.summary))
-    root, folder = Path(snakemake.params.root), Path(snakemake.params.folder)
+    root, folder = Path(snakemake.input.pairs[0]).parents[4], Path(snakemake.output[0]).parent
     first, *others = snakemake.params.tests
     drawn = {
         "figure-2": figures.figure_2(points, root),

@@ -119,6 +119,8 @@ class Scanner(Model):
     """Standard deviation of each quadrature channel of the Rician noise."""
     bias: Annotated[float, Field(ge=0, le=1)] = 0.16
     """Depth of the smooth coil-sensitivity field."""
+    frame: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Chance that a 2-D angiogram has a collimator's frame, of one intensity, at its edges."""
     gain: Positive = 180.0
     """Stored units (int16) per unit of intensity."""
 
@@ -186,10 +188,10 @@ class BidsCohort(Model):
     @field_validator("path")
     @classmethod
     def _expand(cls, path: str) -> str:
-        expanded = os.path.expandvars(Path(path).expanduser())
-        if missing := re.findall(r"\$\{?(\w+)\}?", expanded):
-            raise ValueError(f"environment variable {missing[0]} is not set")
-        return expanded
+        for name in re.findall(r"\$\{?(\w+)\}?", path):
+            if not os.environ.get(name):
+                raise ValueError(f"environment variable {name} is not set")
+        return os.path.expandvars(Path(path).expanduser())
 
     def as_bids(self, root: str) -> BidsCohort:
         """How to read the cohort at `root`."""

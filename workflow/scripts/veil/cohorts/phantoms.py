@@ -362,8 +362,23 @@ def _projection(
     signal = background + contrast * thickness
     signal = ndimage.gaussian_filter(signal, look.blur) if look.blur else signal
     image = _scan(signal.astype(np.float32), look, zooms, rng)
-    label = (covered >= 0.5).astype(np.uint8)
-    return image[..., None], label[..., None], np.ones((*shape, 1), np.uint8)
+    label = covered >= 0.5
+    if rng.random() < look.frame:
+        frame = _frame(shape, rng)
+        image[frame] = image.max() if rng.random() < 0.7 else image.min()
+        label &= ~frame
+    return image[..., None], label.astype(np.uint8)[..., None], np.ones((*shape, 1), np.uint8)
+
+
+def _frame(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Where the collimator's shutters stand: along some of the edges, up to a quarter deep."""
+    shut = np.ones(shape, bool)
+    inner = []
+    for edge in shape:
+        low, high = (rng.random(2) < 0.6) * rng.uniform(0, 0.25, 2) * edge
+        inner.append(slice(int(low), edge - int(high)))
+    shut[tuple(inner)] = False
+    return shut
 
 
 def _scan(

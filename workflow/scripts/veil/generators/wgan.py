@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Wgan(Generator):
         settings, published = self.settings, self.settings.loop == "as-published"
         updates = settings.generator_updates * settings.critic_updates
         return ledger.gaussian(
-            self.charge(),
+            self.charge,
             delta=self.task.delta,
             clip_norm=settings.clip_norm,
             records=self.task.records,
@@ -53,6 +54,7 @@ class Wgan(Generator):
             published_steps=2 * updates if published else None,
         )
 
+    @cached_property
     def charge(self) -> accounting.Charge:
         """What the run costs. Only the real half of a step touches private data."""
         settings, published = self.settings, self.settings.loop == "as-published"
@@ -79,7 +81,7 @@ class Wgan(Generator):
             pairs,
             settings=self.settings,
             rate=min(self.settings.batch_size / self.task.records, 1.0),
-            noise=self.charge().noise_multiplier if private else None,
+            noise=self.charge.noise_multiplier if private else None,
             seed=self.task.seed,
             device=device,
         )
