@@ -203,6 +203,19 @@ def test_the_head_is_found():
     assert head.mean() < 0.9
 
 
+def test_frames_are_no_image(rng):
+    """A saturated frame goes, nearly flat or not; a bright vessel inside stays."""
+    image = rng.integers(40, 90, (100, 90, 1)).astype(np.int16)
+    image[:12] = rng.integers(250, 256, (12, 90, 1))
+    image[:, -20:] = 255
+    image[40:46, :75] = 255
+    region = check.field_region(image)
+    assert not region[:12].any()
+    assert not region[:, -20:].any()
+    assert region[20:, :60].mean() > 0.99
+    assert check.field_region(np.zeros((20, 20, 2))).all()
+
+
 def test_real_cohorts_pass_the_check(real_data):
     dias = BidsCohort(
         kind="bids",

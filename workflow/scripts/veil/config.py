@@ -29,7 +29,7 @@ NAME = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
 NUMBER = r"(?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?"
 PRIVACY = rf"none|sigma-{NUMBER}|eps-{NUMBER}"
 SEED = r"0|[1-9][0-9]*"
-RESERVED_NAMES = {"data", "release", "report"}
+RESERVED_NAMES = {"data", "release", "report", "threshold"}  # folders and table rows
 
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -180,10 +180,11 @@ class BidsCohort(Model):
     """Folder of the labels below the root."""
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")] = "vessel"
     """BIDS `label` entity of the masks: *_label-<label>_mask.nii.gz."""
-    region: Literal["file", "head", "all"] = "head"
+    region: Literal["file", "head", "field", "all"] = "head"
     """Where background patches come from and predictions count: `file` reads a mask
     *_label-brain_mask.nii.gz beside the labels, `head` takes the voxels above an Otsu
-    threshold (largest part, filled), `all` every voxel."""
+    threshold (largest part, filled), `field` all but frames of the highest or lowest value
+    that touch a slice's edge (collimators, padding), `all` every voxel."""
 
     @field_validator("path")
     @classmethod
@@ -487,7 +488,7 @@ class Study(Model):
             raise ValueError("external: each cohort once, and not the private one")
         for name in self.generators:
             if name in RESERVED_NAMES:
-                raise ValueError(f"generators: {name!r} is a folder of the study, not a name")
+                raise ValueError(f"generators: {name!r} is taken; allowed is any other name")
         for points in self.points:
             for level in points.privacy:
                 self.check_point(self.cohort, points.generator, level)

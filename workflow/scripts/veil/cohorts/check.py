@@ -6,7 +6,7 @@ The sheets show private data and stay on the private side of the study.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +85,32 @@ def head_region(image: np.ndarray) -> np.ndarray:
     return np.stack(filled, axis=2)
 
 
+def field_region(image: np.ndarray) -> np.ndarray:
+    """Where the image is: all but frames of the highest or lowest value at the edges; (X, Y, Z)."""
+    low, high = float(image.min()), float(image.max())
+    inside = np.ones(image.shape, bool)
+    for z in range(image.shape[2]):
+        # Compressed frames are not quite flat; and a bright vessel that meets one is narrow.
+        for extreme in (image[:, :, z] >= high - 0.03 * (high - low), image[:, :, z] == low):
+            solid = np.pad(extreme, 8, mode="edge")
+            solid = ndimage.binary_opening(solid, np.ones((9, 9)))[8:-8, 8:-8]
+            parts, _ = ndimage.label(solid)
+            frame = np.isin(parts, list(_spanning(parts)))
+            inside[:, :, z] &= ~ndimage.binary_dilation(frame, iterations=2)
+    return inside if inside.any() else np.ones(image.shape, bool)
+
+
+def _spanning(parts: np.ndarray) -> Iterator[int]:
+    """Labels of the parts (X, Y) that cover at least half of some edge, as no vessel does."""
+    for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
+        counts = np.bincount(edge)
+        yield from (int(n) for n in np.flatnonzero(counts >= len(edge) / 2) if n)
+
+
 def read_patient(patient: Patient, region: str) -> tuple[volumes.Volume, np.ndarray, np.ndarray]:
     """(image, label, region) of one patient; the masks are boolean, (X, Y, Z).
 
-    `region` is the cohort's setting: `file`, `head` or `all`.
+    `region` is the cohort's setting: `file`, `head`, `field` or `all`.
     """
     image = volumes.read(patient.image)
     label = volumes.read_mask(patient.label).data.astype(bool)
@@ -96,6 +118,8 @@ def read_patient(patient: Patient, region: str) -> tuple[volumes.Volume, np.ndar
         inside = volumes.read_mask(patient.region).data.astype(bool)
     elif region == "head":
         inside = head_region(image.data) | label
+    elif region == "field":
+        inside = field_region(image.data)
     else:
         inside = np.ones(label.shape, bool)
     return image, label, inside
