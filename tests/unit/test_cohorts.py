@@ -146,6 +146,8 @@ def test_without_a_split_column_patients_are_dealt_out_by_seed(cohort):
     assert sorted(dealt.values()) == ["test", "train", "train", "validation"]
     (cohort / "participants.tsv").write_text("participant_id\nsub-001\nsub-002\nsub-003\nsub-004\n")
     assert dealt == {p.participant_id: p.split for p in bids.find(cohort, COHORT)}
+    ordered = bids.find(cohort, COHORT.model_copy(update={"seed": None}))
+    assert [p.split for p in ordered] == ["train", "train", "validation", "test"]
     other = COHORT.model_copy(update={"seed": 5})
     deals = [
         [p.split for p in bids.find(cohort, other.model_copy(update={"seed": s}))] for s in range(8)

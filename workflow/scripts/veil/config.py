@@ -171,9 +171,9 @@ class BidsCohort(Model):
     """Root of the BIDS data set; `${VARIABLES}` are expanded."""
     splits: Splits
     """Patients in each split. Without a `split` column in participants.tsv the patients are
-    shuffled once, from `seed`, and dealt out in these numbers."""
-    seed: Annotated[int, Field(ge=0)] = 1
-    """Seed of that shuffle."""
+    dealt out in these numbers, in an order that `seed` decides."""
+    seed: Annotated[int, Field(ge=0)] | None = 1
+    """Seed of the order; null takes the patients in the order of their ids."""
     image_suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")] = "angio"
     """Suffix of the images: sub-*/anat/*_<suffix>.nii.gz."""
     labels: str = "derivatives/labels"

@@ -168,7 +168,7 @@ def _one_file(root: Path, patient: str, what: str, found: dict[str, list[Path]])
     return []
 
 
-def _deal(root: Path, table: pd.DataFrame, splits: Splits, seed: int) -> pd.Series:
+def _deal(root: Path, table: pd.DataFrame, splits: Splits, seed: int | None) -> pd.Series:
     """The `split` column, or one dealt out from the seed where there is none."""
     given = table["split"] != ""
     if given.all():
@@ -182,7 +182,9 @@ def _deal(root: Path, table: pd.DataFrame, splits: Splits, seed: int) -> pd.Seri
         raise CohortError(
             [f"{path}: {len(table)} patients; allowed: at least the {len(wanted)} of splits"]
         )
-    order = np.random.default_rng(seed).permutation(len(table))
+    order = np.arange(len(table))
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
     dealt = pd.Series("unused", index=table.index)
     dealt.iloc[order[: len(wanted)]] = wanted  # rows are sorted, so their order on disk is moot
     return dealt
