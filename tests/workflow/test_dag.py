@@ -198,9 +198,14 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_a_fresh_clone_over_finished_results_has_nothing_to_do(project, tmp_path):
+    """Every file of the clone is newer than every result; with or without the engine's notes."""
     place = copy_project(tmp_path)
-    for name in ("results", ".snakemake"):
-        shutil.copytree(project / name, place / name, symlinks=True)
+    shutil.copytree(project / "results", place / "results", symlinks=True)
+    for path in place.rglob("*"):
+        if "results" not in path.parts and path.is_file():
+            path.touch()
+    assert "Nothing to be done" in snakemake(place, "-n", *TINY).stdout
+    shutil.copytree(project / ".snakemake", place / ".snakemake", dirs_exist_ok=True)
     assert "Nothing to be done" in snakemake(place, "-n", *TINY).stdout
 
 

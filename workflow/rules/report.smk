@@ -67,7 +67,6 @@ rule write_report:
         points=rules.gather_scores.output.points,
         table_1=rules.gather_scores.output.table_1,
         figures=rules.draw_figures.output,
-        template="workflow/scripts/veil/report/page.html.j2",
     output:
         report(
             "results/report/index.html",
@@ -87,6 +86,6 @@ rule write_report:
         tests=TESTS,
         figures=list(FIGURES.values()),
         captions=caption_texts(),
-        code=code_hash("write_report.py"),
+        code=code_hash("write_report.py", files=("veil/report/page.html.j2",)),
     script:
         "../scripts/write_report.py"

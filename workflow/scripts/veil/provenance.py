@@ -17,9 +17,12 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent.parent
 
 
-def code_hash(script: str, *modules: str) -> str:
-    """Hash of a script's code and of everything in `veil` that it and `modules` import."""
-    found: dict[str, str] = {}
+def code_hash(script: str, *modules: str, files: tuple[str, ...] = ()) -> str:
+    """Hash of a script's code and of everything in `veil` that it and `modules` import.
+
+    `files` are others it reads (templates), relative to the scripts' folder.
+    """
+    found = {name: hashlib.sha256((SCRIPTS / name).read_bytes()).hexdigest() for name in files}
     waiting = [SCRIPTS / script, *(_file(module) for module in modules)]
     while waiting:
         path = waiting.pop()
