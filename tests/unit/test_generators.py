@@ -78,7 +78,7 @@ def test_every_allowed_size(size, architecture):
 
 
 @pytest.mark.parametrize("loop", ["valid", "as-published"])
-@pytest.mark.parametrize("level", ["none", "sigma-1", "eps-8"])
+@pytest.mark.parametrize("level", ["none", "sigma-1", "eps-2"])
 def test_fit_save_load_sample(tmp_path, pairs, loop, level):
     settings = TINY.model_copy(update={"loop": loop})
     generator = generators.build(task(settings, level), pairs)

@@ -103,6 +103,14 @@ def test_flipped_bits_are_refused(tmp_path, rng):
             artifacts.load_tensors(path)
 
 
+def test_equal_tensors_give_equal_bytes(tmp_path):
+    for n in range(6):
+        artifacts.save_tensors(
+            tmp_path / f"{n}.safetensors", {"x": torch.ones(2)}, {"a": 1, "b": 2}
+        )
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     artifacts.write_json(path, {"a": 1})

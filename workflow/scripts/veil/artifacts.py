@@ -107,7 +107,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(meta), sort_keys=True)
     with whole(path) as temporary:
-        save_file(held, temporary, {"meta": text, "sha256": _digest(held, text)})
+        # One key only: safetensors writes several in no fixed order, and files are compared.
+        note = json.dumps({"meta": text, "sha256": _digest(held, text)})
+        save_file(held, temporary, {"veil": note})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -116,7 +118,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("veil", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path}: unreadable: {error}") from None
