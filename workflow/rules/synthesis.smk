@@ -14,7 +14,6 @@ rule sample_synthetic:
         "logs/{cohort}/{generator}/{privacy}/seed-{seed}/sample_synthetic.log",
     conda:
         "../envs/veil.yaml"
-    threads: 2
     resources:
         mem="8GB",
         runtime="2h",

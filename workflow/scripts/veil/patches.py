@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 
 from veil import artifacts
 from veil.config import Patches
@@ -71,16 +72,16 @@ def cut(image: np.ndarray, label: np.ndarray, centres: np.ndarray, size: int) ->
 
     Channel 0 is the image scaled by `scale`, channel 1 the label in {0, 1}.
     """
-    half = size // 2
+    # Slices of a Fortran-ordered volume are contiguous; as read from NIfTI it is one already.
+    image, label = np.asfortranarray(image), np.asfortranarray(label)
+    x, y = (centres[:, :2] - size // 2).T
     pairs = np.empty((len(centres), 2, size, size), np.uint8)
     for z in np.unique(centres[:, 2]):
-        # One slice at a time, contiguous: strided reads of a C-ordered volume miss the cache.
-        image_slice = np.ascontiguousarray(image[:, :, z])
-        label_slice = np.ascontiguousarray(label[:, :, z])
-        for n in np.flatnonzero(centres[:, 2] == z):
-            x, y = centres[n, 0] - half, centres[n, 1] - half
-            pairs[n, 0] = scale(image_slice[x : x + size, y : y + size])
-            pairs[n, 1] = label_slice[x : x + size, y : y + size]
+        here = np.flatnonzero(centres[:, 2] == z)
+        for channel, volume in enumerate((image, label)):
+            windows = sliding_window_view(volume[:, :, z], (size, size))
+            found = windows[x[here], y[here]]
+            pairs[here, channel] = found if channel else scale(found)
     return pairs
 
 
