@@ -8,7 +8,7 @@ BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 LIBRARY := workflow/scripts
 
-.PHONY: demo test env check format config lock clean-demo
+.PHONY: demo test env check format config lock
 
 demo: env
 	@start=$$(date +%s); $(SNAKEMAKE) --quiet rules && \
@@ -45,6 +45,3 @@ config: env
 
 lock:
 	uv pip compile requirements.in requirements-dev.in --python-version 3.11 --no-header --no-annotate -o constraints.txt
-
-clean-demo:
-	rm -rf results logs

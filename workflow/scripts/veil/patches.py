@@ -1,4 +1,4 @@
-"""Cut image-label patches from patients and hold them (floor 1).
+"""Cut image-label patches from patients (floor 1).
 
 Kossen et al. 2022, section 3.1: in axial slices, half of the patches centred on a vessel
 voxel and half anywhere in the brain mask, unique, with half a patch of margin in plane. Each
@@ -9,35 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
-from veil import artifacts
 from veil.config import Patches
 from veil.provenance import derive_seed
 from veil.volumes import Volume
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchSet:
-    """Image-label pairs, uint8 (N, 2, H, W), read from a memory map without copying."""
-
-    pairs: np.ndarray
-    patients: np.ndarray
-    """Patient id of each pair, (N,); empty where there are no patients behind the pairs."""
-
-    @classmethod
-    def open(cls, pairs: Path, table: Path | None = None) -> PatchSet:
-        """Open `pairs.npy` and, for cut patches, the table that ties them to patients."""
-        ids = artifacts.read_table(table)["participant_id"].to_numpy() if table else np.empty(0)
-        opened = artifacts.open_pairs(pairs)
-        if table and len(ids) != len(opened):
-            raise artifacts.ArtifactError(f"{table}: {len(ids)} rows for {len(opened)} patches")
-        return cls(pairs=opened, patients=ids)
 
 
 def choose_centres(
