@@ -330,4 +330,5 @@ def test_a_faulty_cohort_stops_before_any_training(fresh, tmp_path):
         "sub-001: mask *_label-vessel_mask.nii.gz: found none; allowed: exactly one" in done.stdout
     )
     assert "Traceback" not in done.stdout
-    assert "train_generator" not in done.stdout.split("check_cohort")[-1]
+    assert "(Rule: train_generator)" not in done.stdout
+    assert not list((fresh / "results/own").glob("*/none"))

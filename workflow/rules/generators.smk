@@ -1,5 +1,5 @@
 # From private patches to a generator and its privacy statement.
-# INPUTS   results/{cohort}/data/patches.npy (nothing at all for generators that need none)
+# INPUTS   results/{cohort}/data/patches.npy (nothing private for generators that need none)
 # OUTPUTS  {point}/generator/: weights.safetensors, privacy.json, history.jsonl
 #          {point}/generator/state/ holds checkpoints while training, undeclared: it must
 #          survive a killed job
@@ -9,6 +9,8 @@ rule train_generator:
     """Train one generator, resuming from its checkpoint if there is one."""
     input:
         patches=training_patches,
+        # Order only: a faulty cohort, private or external, stops the study before any training.
+        checked=ancient(test_manifests),
     output:
         weights=f"{POINT}/generator/weights.safetensors",
         privacy=f"{POINT}/generator/privacy.json",
