@@ -18,12 +18,14 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/cohorts.smk"
 include: "workflow/rules/patches.smk"
 include: "workflow/rules/generators.smk"
 include: "workflow/rules/synthesis.smk"
 include: "workflow/rules/segmentation.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/audit.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/paths.smk"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ TINY = config.WganGenerator(
 def task(settings=TINY, level="none", records=200):
     return config.Task(
         settings=settings, level=config.PrivacyLevel.parse(level), seed=11, size=16,
-        records=records, per_patient=50, delta=1 / 200,
+        records=records, patients=4, per_patient=50, delta=1 / 200,
     )  # fmt: skip
 
 
@@ -27,6 +28,8 @@ def pairs(tmp_path, rng):
     data = rng.integers(0, 256, (200, 2, 16, 16)).astype(np.uint8)
     data[:, 1] //= 200
     artifacts.save_pairs(tmp_path / "pairs.npy", data)
+    owners = pd.DataFrame({"participant_id": [f"sub-{n // 50}" for n in range(200)]})
+    artifacts.write_table(tmp_path / "pairs.tsv", owners)
     return tmp_path / "pairs.npy"
 
 

@@ -14,7 +14,7 @@ FLOORS = {
     "config": 0, "config_docs": 0, "provenance": 0,
     "artifacts": 1, "volumes": 1, "patches": 1, "cohorts": 1,
     "privacy": 2, "evaluation": 2, "training": 3,
-    "generators": 4, "segmentation": 4, "report": 5,
+    "generators": 4, "segmentation": 4, "report": 5, "planning": 5,
 }  # fmt: skip
 
 

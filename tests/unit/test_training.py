@@ -83,12 +83,12 @@ class Still:
         self.loaded = state
 
 
-def test_another_configuration_starts_anew(tmp_path, caplog):
-    training.Loop(steps=2, folder=tmp_path, identity={"rate": 1}).run(Still())
-    other = Still()
-    training.Loop(steps=2, folder=tmp_path, identity={"rate": 2}).run(other)
-    assert not hasattr(other, "loaded")
-    assert "another configuration" in caplog.text
+def test_a_checkpoint_of_another_configuration_is_refused_by_name(tmp_path):
+    training.Loop(steps=2, folder=tmp_path, identity={"task": {"rate": 1, "seed": 3}}).run(Still())
+    other = training.Loop(steps=2, folder=tmp_path, identity={"task": {"rate": 2, "seed": 3}})
+    with pytest.raises(artifacts.ArtifactError, match=r"task.rate is 1 there and 2 here.*delete"):
+        other.run(Still())
+    assert (tmp_path / "checkpoint.safetensors").exists()
 
 
 def test_flipped_bits_are_refused(tmp_path, rng):

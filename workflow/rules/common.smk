@@ -19,7 +19,7 @@ CELLS = STUDY.segmentation.grid.cells()
 SEGMENTATION = STUDY.segmentation.model_dump_json(exclude={"grid"})
 POINT_FILES = (
     r"generator/(weights\.safetensors|privacy\.json|history\.jsonl|benchmark\.tsv)"
-    r"|synthetic/pairs\.npy|scores/(segmentation\.tsv|errors|benchmark\.tsv)"
+    r"|synthetic/pairs\.npy|scores/(segmentation\.tsv|audit\.tsv|errors|benchmark\.tsv)"
     r"|segmenters/(chosen\.json|[^/]+/(weights\.safetensors|history\.jsonl|validation\.tsv))"
 )
 DATA_FILES = (
@@ -48,9 +48,9 @@ GRAMMAR = f"""the grammar of a result's path:
   results/<cohort>/<generator>/<privacy>/seed-<n>/<file>
     cohort     {", ".join(STUDY.cohorts)}
     generator  {", ".join(STUDY.generators)}
-    privacy    none | sigma-X | eps-X, X in its shortest decimal spelling (sigma-0.65)
+    privacy    none | sigma-X | eps-X | patient-eps-X, X in its shortest decimal spelling (sigma-0.65)
     file       generator/weights.safetensors | generator/privacy.json | synthetic/pairs.npy |
-               segmenters/chosen.json | scores/segmentation.tsv
+               segmenters/chosen.json | scores/segmentation.tsv | scores/audit.tsv
   results/<cohort>/data/<file>
     file       manifest.tsv | qc.tsv | qc.png | patches.npy | threshold.tsv
   results/report/index.html"""
@@ -172,6 +172,11 @@ def points():
     ]
 
 
+def private_points():
+    """Those of them that claim a guarantee, and so are audited."""
+    return [point for point in points() if point.split("/")[-2] != "none"]
+
+
 def import_table(wildcards):
     """The table that lists a cohort's files."""
     return STUDY.cohorts[wildcards.cohort].path
@@ -183,8 +188,9 @@ def generator_kind(wildcards):
 
 
 def training_patches(wildcards):
-    """The private patches, for generators that learn from them."""
-    return [f"{DATA}/patches.npy"] if generator_kind(wildcards) == "wgan" else []
+    """The private patches and whose they are, for generators that learn from them."""
+    learns = generator_kind(wildcards) == "wgan"
+    return [f"{DATA}/patches.npy", f"{DATA}/patches.tsv"] if learns else []
 
 
 def generator_task(wildcards):

@@ -12,8 +12,10 @@ rule gather_scores:
         scores=expand("{point}/scores/segmentation.tsv", point=points()),
         chosen=expand("{point}/segmenters/chosen.json", point=points()),
         privacy=expand("{point}/generator/privacy.json", point=points()),
+        audits=expand("{point}/scores/audit.tsv", point=private_points()),
         threshold=f"results/{STUDY.cohort}/data/threshold.tsv",
     output:
+        audits="results/report/tables/audits.tsv",
         points="results/report/tables/points.tsv",
         scores="results/report/tables/scores.tsv",
         summary="results/report/tables/summary.tsv",
@@ -64,6 +66,7 @@ rule draw_figures:
 rule write_report:
     """Write the page."""
     input:
+        audits=rules.gather_scores.output.audits,
         points=rules.gather_scores.output.points,
         table_1=rules.gather_scores.output.table_1,
         figures=rules.draw_figures.output,

@@ -7,6 +7,7 @@ rule sample_synthetic:
     """Sample the pairs that segmenters are trained on."""
     input:
         weights=f"{POINT}/generator/weights.safetensors",
+        privacy=f"{POINT}/generator/privacy.json",
         patches=handed_through,
     output:
         f"{POINT}/synthetic/pairs.npy",

@@ -7,9 +7,11 @@ from veil import artifacts
 from veil.report import tables
 
 with job.running(snakemake):
+    audits = tables.audits_table([Path(path) for path in snakemake.input.audits])
     points = [Path(path).parent.parent for path in snakemake.input.scores]
     summary_of = tables.scores_table(points, Path(snakemake.input.threshold))
     overview, summary = tables.points_table(points), tables.summary_table(summary_of)
+    artifacts.write_table(Path(snakemake.output.audits), audits)
     artifacts.write_table(Path(snakemake.output.points), overview)
     artifacts.write_table(Path(snakemake.output.scores), summary_of)
     artifacts.write_table(Path(snakemake.output.summary), summary)

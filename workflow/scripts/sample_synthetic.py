@@ -9,7 +9,14 @@ from veil.config import Task
 with job.running(snakemake):
     patches = Path(snakemake.input.patches[0]) if snakemake.input.patches else None
     generator = generators.build(Task.model_validate_json(snakemake.params.task), patches)
-    generator.load(artifacts.load_tensors(Path(snakemake.input.weights))[0])
+    weights = Path(snakemake.input.weights)
+    stated = artifacts.read_sealed(Path(snakemake.input.privacy))["weights_sha256"]
+    if artifacts.file_hash(weights) != stated:
+        raise artifacts.ArtifactError(
+            f"{weights}: {snakemake.input.privacy} states the privacy of other weights "
+            f"(weights_sha256: {stated}); allowed are the weights it was written with"
+        )
+    generator.load(artifacts.load_tensors(weights)[0])
     pairs = generator.sample(
         snakemake.params.pairs,
         seed=snakemake.params.seed,

@@ -1,5 +1,6 @@
 """Train one generator and state what it cost."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,12 +16,14 @@ with job.running(snakemake):
     job.log.info("%s", statement["text"])
     state = Path(snakemake.params.folder) / "state"
     identity = {
-        "task": snakemake.params.task,
+        "task": json.loads(snakemake.params.task),
         "code": snakemake.params.code,
         "patches": artifacts.file_hash(patches) if patches else "",
     }
     generator.fit(state, training.choose_device(), identity)
-    artifacts.save_tensors(Path(snakemake.output.weights), generator.weights(), {})
-    artifacts.write_json(Path(snakemake.output.privacy), statement)
+    weights = Path(snakemake.output.weights)
+    artifacts.save_tensors(weights, generator.weights(), {})
+    statement["weights_sha256"] = artifacts.file_hash(weights)
+    artifacts.write_sealed(Path(snakemake.output.privacy), statement)
     artifacts.write_text(Path(snakemake.output.history), training.history_of(state))
     shutil.rmtree(state, ignore_errors=True)

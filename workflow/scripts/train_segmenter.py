@@ -1,5 +1,6 @@
 """Train one U-Net of the grid and score it on the validation patients."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ with job.running(snakemake):
     cohort = BidsCohort.model_validate_json(snakemake.params.cohort)
     state, pairs = Path(snakemake.params.folder) / "state", Path(snakemake.input.pairs)
     identity = {
-        "settings": snakemake.params.segmentation,
+        "settings": json.loads(snakemake.params.segmentation),
         "code": snakemake.params.code,
         "pairs": artifacts.file_hash(pairs),
     }

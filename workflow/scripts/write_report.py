@@ -18,6 +18,7 @@ with job.running(snakemake):
         note=snakemake.params.note,
         cohort=snakemake.params.cohort,
         public=snakemake.params.public,
+        audits=artifacts.read_table(Path(snakemake.input.audits)),
         points=artifacts.read_table(Path(snakemake.input.points)),
         table_1=artifacts.read_table(Path(snakemake.input.table_1)),
         tests=list(snakemake.params.tests),

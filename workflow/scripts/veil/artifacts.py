@@ -64,6 +64,30 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path}: not valid JSON: {error}") from None
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with the SHA-256 of itself inside, so that damage is seen."""
+    write_text(path, _sealed(value))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, or raise ArtifactError if any byte of it was altered."""
+    try:
+        text = path.read_bytes().decode()
+        value = json.loads(text)
+        value.pop("sha256")
+        whole = text == _sealed(value)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactError(f"{path}: unreadable: {error}") from None
+    if not whole:
+        raise ArtifactError(f"{path}: checksum mismatch: the file was damaged or altered")
+    return dict(value)
+
+
+def _sealed(value: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**value, "sha256": digest}, indent=2, allow_nan=False) + "\n"
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a TSV whole; missing values as `n/a`, as BIDS asks."""
     with whole(path) as temporary:
@@ -142,8 +166,3 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(value: Any) -> str:
-    """Short SHA-256 of a JSON value: the identity of a configuration."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -27,7 +27,7 @@ from pydantic import (
 
 NAME = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
 NUMBER = r"(?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?"
-PRIVACY = rf"none|sigma-{NUMBER}|eps-{NUMBER}"
+PRIVACY = rf"none|sigma-{NUMBER}|(?:patient-)?eps-{NUMBER}"
 SEED = r"0|[1-9][0-9]*"
 RESERVED_NAMES = {"data", "release", "report", "threshold"}  # folders and table rows
 
@@ -50,23 +50,31 @@ class Model(BaseModel):
 
 
 class PrivacyLevel(Model):
-    """One level of the privacy axis, spelt `none`, `sigma-X` or `eps-X`."""
+    """One level of the privacy axis, spelt `none`, `sigma-X`, `eps-X` or `patient-eps-X`."""
 
-    kind: Literal["none", "sigma", "eps"]
+    kind: Literal["none", "sigma", "eps", "patient-eps"]
     value: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `none`, `sigma-0.65` or `eps-5`; one canonical spelling only."""
+        """Read `none`, `sigma-0.65`, `eps-5`, `patient-eps-3`; one canonical spelling only."""
         if not re.fullmatch(PRIVACY, text):
             raise ValueError(
-                f"privacy level {text!r}: allowed are 'none', 'sigma-X' and 'eps-X', X a positive "
-                "decimal in its shortest spelling (sigma-0.65, not sigma-.65 or sigma-0.650)"
+                f"privacy level {text!r}: allowed are 'none', 'sigma-X', 'eps-X' and "
+                "'patient-eps-X', X a positive decimal in its shortest spelling (sigma-0.65, not "
+                "sigma-.65 or sigma-0.650)"
             )
-        kind, _, number = text.partition("-")
-        if kind != "none" and float(number) <= 0:
+        if text == "none":
+            return cls(kind="none")
+        kind, _, number = text.rpartition("-")
+        if float(number) <= 0:
             raise ValueError(f"privacy level {text!r}: X must be above 0 (without privacy: 'none')")
-        return cls(kind=kind, value=float(number or 0))
+        return cls(kind=kind, value=float(number))
+
+    @property
+    def unit(self) -> Literal["patch", "patient"]:
+        """Whose presence is protected."""
+        return "patient" if self.kind == "patient-eps" else "patch"
 
 
 def _check_privacy(text: str) -> str:
@@ -273,8 +281,13 @@ class WganGenerator(Model):
     """Generator updates; the paper: 50 epochs of 1,281."""
     critic_updates: Annotated[int, Field(ge=1, le=100)] = 5
     """Critic updates for each generator update."""
+    patient_batch_size: Annotated[int, Field(ge=1)] = 8
+    """With patient-eps-X: expected patients in a batch, the public divisor, and the number of
+    groups of fakes."""
+    patient_patches: Annotated[int, Field(ge=1)] = 8
+    """With patient-eps-X: patches taken of each patient in a batch, and fakes in a group."""
     clip_norm: Positive = 1.0
-    """Bound on each record's gradient norm (with privacy only)."""
+    """Bound on the gradient norm of each patch, or patient (with privacy only)."""
     weight_clip: Positive = 0.01
     """Critic weights are clamped to this after each update."""
     label_threshold: Annotated[float, Field(ge=-1, le=1)] = 0.3
@@ -325,6 +338,9 @@ class Segmentation(Model):
     """Pairs per step; the paper: 64."""
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimiser steps; the paper: 15 epochs of 2 N / 64."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the steps: `constant` as in the paper, or falling to 0 by half a
+    `cosine`, which is better where steps are few."""
     grid: Grid = Grid()
     """U-Nets per synthetic set; the best on real validation patients is tested."""
     stride: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -352,10 +368,16 @@ class Task(Model):
     """Edge of a patch in voxels."""
     records: int
     """Public number of private patches; sampling rate and delta follow from it."""
+    patients: int
+    """Public number of training patients."""
     per_patient: int
     """Most patches that one patient holds."""
     delta: float
     """Delta of the guarantee."""
+    budget: float | None = None
+    """Epsilon per unit at which training stops."""
+    noise: Literal["seeded", "secure"] = "seeded"
+    """Where batches and noise come from."""
 
 
 # ------------------------------------------------------------------ the study
@@ -367,7 +389,8 @@ class Points(Model):
     generator: Name
     """A name under `generators`."""
     privacy: tuple[str, ...] = ("none",)
-    """Levels: `none`, `sigma-X` (noise multiplier) or `eps-X` (calibrated, patch level)."""
+    """Levels: `none`, `sigma-X` (noise multiplier, unit patch), `eps-X` (calibrated, unit
+    patch) or `patient-eps-X` (calibrated, unit patient)."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     """One generator is trained for each seed."""
 
@@ -381,7 +404,23 @@ class Privacy(Model):
     """What every epsilon in the study is stated against."""
 
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Delta; by default 1 / (training patients x patches.per_patient)."""
+    """Delta of sigma-X and eps-X; by default 1 / (training patients x patches.per_patient)."""
+    patient_delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Delta of patient-eps-X; by default 0.1 / training patients."""
+    budget: Positive | None = None
+    """Epsilon, per patch or patient as the level says, that no private generator may pass:
+    training stops before the step that would, and the ledger says so."""
+    noise: Literal["seeded", "secure"] = "seeded"
+    """`seeded`: batches and noise follow from the study's seed, so that every run repeats;
+    `secure`: from a cipher keyed by the operating system, for what is to be released."""
+
+
+class Audit(Model):
+    """The attack on every private point's mechanism."""
+
+    canaries: Annotated[int, Field(ge=100, le=100_000)] = 4096
+    """Canaries in one rehearsal of the training: more of them find more, up to the ceiling that
+    every row of audit.tsv states."""
 
 
 class Study(Model):
@@ -437,6 +476,8 @@ class Study(Model):
     """Pairs in each synthetic set; the paper: 41,000."""
     privacy: Privacy = Privacy()
     """Privacy accounting."""
+    audit: Audit = Audit()
+    """Attacks on the claims."""
     segmentation: Segmentation = Segmentation()
     """U-Nets."""
     points: tuple[Points, ...] = (
@@ -449,15 +490,21 @@ class Study(Model):
 
     def task(self, cohort: str, generator: str, privacy: str, seed: int) -> Task:
         """What one point of the study asks of its generator; `seed` is the derived one."""
-        records = self.cohorts[cohort].splits.train * self.patches.per_patient
+        patients, level = self.cohorts[cohort].splits.train, PrivacyLevel.parse(privacy)
+        records = patients * self.patches.per_patient
         return Task(
             settings=self.generators[generator],
-            level=PrivacyLevel.parse(privacy),
+            level=level,
             seed=seed,
             size=self.patches.size,
             records=records,
+            patients=patients,
             per_patient=self.patches.per_patient,
-            delta=self.privacy.delta or 1 / records,
+            delta=self.privacy.patient_delta or 0.1 / patients
+            if level.unit == "patient"
+            else self.privacy.delta or 1 / records,
+            budget=self.privacy.budget,
+            noise=self.privacy.noise,
         )
 
     def check_point(self, cohort: str, generator: str, privacy: str) -> None:
@@ -478,6 +525,13 @@ class Study(Model):
             raise ValueError(
                 f"privacy level {privacy!r} with generator {generator!r}: allowed is 'none' "
                 + ("(it has no privacy)" if kind == "real" else "(it reads nothing private)")
+            )
+        settings = self.generators[generator]
+        published = isinstance(settings, WganGenerator) and settings.loop == "as-published"
+        if published and level.unit == "patient":
+            raise ValueError(
+                f"privacy level {privacy!r} with generator {generator!r}: allowed are 'none', "
+                "'sigma-X' and 'eps-X' (the as-published loop knows no patients)"
             )
 
     @model_validator(mode="after")

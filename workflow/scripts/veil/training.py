@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,7 +50,7 @@ class Loop:
     folder: Path
     """State folder: `checkpoint.safetensors` and `history.jsonl`."""
     identity: Mapping[str, Any]
-    """What the run is of; a checkpoint of another identity is refused."""
+    """What the run is of, as JSON values; a checkpoint of another identity is refused."""
     name: str = "training"
     seconds_between_saves: float = 60.0
     records: int = 200
@@ -86,7 +86,7 @@ class Loop:
         return self.folder / HISTORY
 
     def _save(self, trainee: Trainee, step: int) -> None:
-        meta = {"step": step, "identity": artifacts.fingerprint(dict(self.identity))}
+        meta = {"step": step, "identity": dict(self.identity)}
         artifacts.save_tensors(self._checkpoint, trainee.state(), meta)
 
     def _resume(self, trainee: Trainee) -> int:
@@ -95,20 +95,28 @@ class Loop:
             self.history.unlink(missing_ok=True)
             return 0
         tensors, meta = artifacts.load_tensors(self._checkpoint)
-        if meta["identity"] != artifacts.fingerprint(dict(self.identity)):
-            log.warning(
-                "%s: %s belongs to another configuration and is set aside; starting anew",
-                self.name,
-                self._checkpoint,
-            )
-            self._checkpoint.replace(self._checkpoint.with_suffix(".stale"))
-            self.history.unlink(missing_ok=True)
-            return 0
+        self._refuse_another(meta["identity"])
         trainee.load_state(tensors)
         step = int(meta["step"])
         self._trim_history(step)
         log.info("%s: resuming at step %d of %d", self.name, step, self.steps)
         return step
+
+    def _refuse_another(self, found: Mapping[str, Any]) -> None:
+        """Raise ArtifactError, naming every key in which the checkpoint is of another run."""
+        mine = json.loads(json.dumps(dict(self.identity)))  # as it comes back from a file
+        there, here = (dict(_leaves(identity)) for identity in (found, mine))
+        differing = [
+            f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key)
+        ]
+        if differing:
+            raise artifacts.ArtifactError(
+                f"{self._checkpoint}: a checkpoint of another run: {'; '.join(differing)}. Allowed "
+                f"is one of this run: restore what it was made with, or delete {self.folder} to "
+                "start anew"
+            )
 
     def _record(self, values: Mapping[str, float]) -> None:
         with self.history.open("a", encoding="utf-8") as file:
@@ -126,6 +134,15 @@ class Loop:
             except ValueError:
                 continue
         artifacts.write_text(self.history, "".join(kept))
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings, each under its dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 def history_of(folder: Path) -> str:
@@ -146,8 +163,21 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def pack(**parts: nn.Module | torch.optim.Optimizer | torch.Generator) -> dict[str, Tensor]:
-    """Modules, optimisers and random generators as one flat mapping of tensors."""
+class Stateful(Protocol):
+    """Anything else with a place to go on from."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Where it stands."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+
+
+Part = nn.Module | torch.optim.Optimizer | torch.Generator | Stateful
+
+
+def pack(**parts: Part) -> dict[str, Tensor]:
+    """Modules, optimisers, random generators and the like as one flat mapping of tensors."""
     flat: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, torch.Generator):
@@ -157,14 +187,13 @@ def pack(**parts: nn.Module | torch.optim.Optimizer | torch.Generator) -> dict[s
                 for key, value in values.items():
                     flat[f"{name}.{index}.{key}"] = torch.as_tensor(value)
         else:
-            flat |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+            held = part.state_dict() if isinstance(part, nn.Module) else part.state()
+            flat |= {f"{name}.{key}": value for key, value in held.items()}
     # Clones: safetensors refuses tensors that share memory.
     return {key: value.detach().clone() for key, value in flat.items()}
 
 
-def unpack(
-    state: Mapping[str, Tensor], **parts: nn.Module | torch.optim.Optimizer | torch.Generator
-) -> None:
+def unpack(state: Mapping[str, Tensor], **parts: Part) -> None:
     """Load what `pack` made back into the same parts."""
     for name, part in parts.items():
         mine = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
@@ -176,5 +205,7 @@ def unpack(
                 index, field = key.split(".", 1)
                 held.setdefault(int(index), {})[field] = value
             part.load_state_dict({**part.state_dict(), "state": held})
-        else:
+        elif isinstance(part, nn.Module):
             part.load_state_dict(mine)
+        else:
+            part.load_state(mine)

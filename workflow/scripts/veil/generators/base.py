@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from veil.config import Task
+from veil.privacy.audit import Canaries, Watched
 
 
 class Generator(ABC):
@@ -40,3 +41,10 @@ class Generator(ABC):
     @abstractmethod
     def sample(self, pairs: int, seed: int, device: torch.device, threads: int) -> np.ndarray:
         """Labelled pairs, uint8 (pairs, 2, size, size), as in `artifacts.save_pairs`."""
+
+    def rehearse(self, canaries: Canaries) -> Watched:
+        """Train on canaries as `fit` trains on patches, watched by an attacker.
+
+        For generators that take a privacy level; others have nothing to audit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no private training to audit")

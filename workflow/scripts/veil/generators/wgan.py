@@ -1,9 +1,11 @@
 """`wgan`: the Wasserstein GAN of Kossen et al. 2022 over image-label pairs (floor 4).
 
-Two loops. `valid` draws a fresh Poisson batch for every critic update and makes one noisy
-release of it; fakes come in a fixed public number and cost nothing; the divisor is public.
-`as-published` uses one batch for all critic updates of a generator update, with two noisy
-steps each, a fake batch as large as the private one, and divides by the realised size.
+Three ways to update the critic. `valid` draws a fresh Poisson batch of patches for every update
+and makes one noisy release of it; fakes come in a fixed public number and cost nothing; the
+divisor is public. With a patient as the unit the batch is of patients instead, each giving a
+fixed number of patches and one clipped gradient. `as-published` uses one batch for all critic
+updates of a generator update, with two noisy steps each, a fake batch as large as the private
+one, and divides by the realised size.
 
 Privacy: the critic's noisy gradients are the only door to private data. The generator sees
 the critic alone, which is post-processing. Critic, optimiser state and history are not
@@ -13,7 +15,9 @@ released: only the generator's weights go into `weights`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,10 @@ from torch import Tensor, nn
 from veil import artifacts, config, training
 from veil.generators.base import Generator
 from veil.patches import from_unit, to_unit
-from veil.privacy import accounting, clipping, ledger, sampling
+from veil.privacy import accounting, randomness
+from veil.privacy.audit import Canaries, Probe, Silence, Watched
+from veil.privacy.ledger import Event, Ledger, without_privacy
+from veil.privacy.mechanism import Batch, Mechanism, Unprotected
 from veil.provenance import derive_seed
 
 
@@ -41,53 +48,168 @@ class Wgan(Generator):
 
     def spent(self) -> dict[str, Any]:
         if self.task.level.kind == "none":
-            return ledger.without_privacy()
-        settings, published = self.settings, self.settings.loop == "as-published"
-        updates = settings.generator_updates * settings.critic_updates
-        return ledger.gaussian(
-            self.charge,
-            delta=self.task.delta,
-            clip_norm=settings.clip_norm,
-            records=self.task.records,
-            records_per_patient=self.task.per_patient,
-            loop=settings.loop,
-            published_steps=2 * updates if published else None,
+            return without_privacy()
+        return self.ledger.statement(self.settings.loop, self.published_epsilon())
+
+    def published_epsilon(self) -> float | None:
+        """What the paper's authors would print: of the as-published loop alone."""
+        if self.settings.loop != "as-published":
+            return None
+        steps = self.charge.draws * 2 * self.settings.critic_updates  # they charged every one
+        return accounting.published_epsilon(self.charge, self.task.delta, steps)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every private access of the run. Only the real half of a step touches private data."""
+        task = self.task
+        training_event = Event(
+            access="training of the critic",
+            charge=self.charge,
+            clip_norm=self.settings.clip_norm,
+            planned_draws=self.planned.draws,
+        )
+        return Ledger(
+            unit=task.level.unit,
+            delta=task.delta,
+            records_per_patient=task.per_patient,
+            units=self._units,
+            noise=randomness.description(task.noise),
+            events=(training_event,),
         )
 
     @cached_property
-    def charge(self) -> accounting.Charge:
-        """What the run costs. Only the real half of a step touches private data."""
-        settings, published = self.settings, self.settings.loop == "as-published"
-        rate = min(settings.batch_size / self.task.records, 1.0)
-        draws = settings.generator_updates * (1 if published else settings.critic_updates)
-        releases = settings.critic_updates if published else 1
-        level = self.task.level
-        noise = (
-            level.value
-            if level.kind == "sigma"
-            else accounting.calibrate(level.value, self.task.delta, rate, draws, releases)
-        )
+    def planned(self) -> accounting.Charge:
+        """What the whole run would cost; eps-X levels get their noise multiplier here."""
+        settings, level = self.settings, self.task.level
+        releases = settings.critic_updates if settings.loop == "as-published" else 1
+        draws = settings.generator_updates * self._draws_an_update
+        noise = level.value
+        if level.kind != "sigma":
+            noise = accounting.calibrate(level.value, self.task.delta, self._rate, draws, releases)
         return accounting.Charge(
-            sampling_rate=rate, noise_multiplier=noise, draws=draws, releases_per_draw=releases
-        )
+            sampling_rate=self._rate, noise_multiplier=noise, draws=draws,
+            releases_per_draw=releases,
+        )  # fmt: skip
+
+    @cached_property
+    def charge(self) -> accounting.Charge:
+        """What the run costs: the plan, halted before the update that would pass the budget."""
+        if self.task.budget is None:
+            return self.planned
+        draws = accounting.draws_within(self.task.budget, self.task.delta, self.planned)
+        return replace(self.planned, draws=draws - draws % self._draws_an_update)
 
     def fit(self, state: Path, device: torch.device, identity: Mapping[str, Any]) -> None:
         assert self.patches is not None, "training needs the private patches"
         pairs = artifacts.open_pairs(self.patches)
-        private = self.task.level.kind != "none"
-        trainee = _Game(
+        owners = _rows_of_patients(self.patches) if self.task.level.unit == "patient" else None
+        present = len(pairs) if owners is None else len(owners)
+        game = Game(
             self.network.to(device),
             build_critic(self.settings, self.task.size).to(device),
             pairs,
             settings=self.settings,
-            rate=min(self.settings.batch_size / self.task.records, 1.0),
-            noise=self.charge.noise_multiplier if private else None,
+            mechanism=self.mechanism(present),
             seed=self.task.seed,
             device=device,
+            owners=owners,
         )
-        training.Loop(
-            steps=self.settings.generator_updates, folder=state, identity=identity, name="wgan"
-        ).run(trainee)
+        training.Loop(steps=self.updates, folder=state, identity=identity, name="wgan").run(game)
+
+    @property
+    def updates(self) -> int:
+        """Generator updates that the budget allows."""
+        if self.task.level.kind == "none":
+            return self.settings.generator_updates
+        return self.charge.draws // self._draws_an_update
+
+    def mechanism(self, present: int) -> Mechanism | Unprotected:
+        """The door to `present` private units."""
+        seeds = {name: derive_seed(self.task.seed, name) for name in ("batches", "noise")}
+        if self.task.level.kind == "none":
+            sampler = randomness.Seeded(seeds["batches"])
+            return Unprotected(units=present, rate=self._rate, sampler=sampler)
+        return Mechanism(
+            self.charge,
+            units=self._units,
+            present=present,
+            clip_norm=self.settings.clip_norm,
+            sampler=randomness.source(self.task.noise, seeds["batches"]),
+            noise=randomness.source(self.task.noise, seeds["noise"]),
+        )
+
+    def rehearse(self, canaries: Canaries) -> Watched:
+        seed, settings = derive_seed(self.task.seed, "rehearsal"), self.settings
+        watched = Watched(
+            self.charge,
+            canaries,
+            clip_norm=settings.clip_norm,
+            sampler=randomness.Seeded(derive_seed(seed, "batches")),
+            noise=randomness.Seeded(derive_seed(seed, "noise")),
+        )
+        alone = [np.array([row]) for row in range(len(canaries))]
+        game = Game(
+            Silence(canaries.edge),
+            Probe(canaries.edge, settings.clip_norm),
+            canaries,
+            settings=settings,
+            mechanism=watched,
+            seed=seed,
+            device=torch.device("cpu"),
+            owners=alone if self.task.level.unit == "patient" else None,
+        )
+        for _ in range(self.updates):
+            game.step()
+        return watched
+
+    @property
+    def _units(self) -> int:
+        return self.task.patients if self.task.level.unit == "patient" else self.task.records
+
+    @property
+    def _rate(self) -> float:
+        patient = self.task.level.unit == "patient"
+        expected = self.settings.patient_batch_size if patient else self.settings.batch_size
+        return min(expected / self._units, 1.0)
+
+    @property
+    def _draws_an_update(self) -> int:
+        return 1 if self.settings.loop == "as-published" else self.settings.critic_updates
+
+    def work(self) -> float:
+        """Floating-point operations of `fit`, expected: forwards and backwards of both networks."""
+        settings, patient = self.settings, self.task.level.unit == "patient"
+        fakes = settings.batch_size
+        if patient:
+            fakes = settings.patient_batch_size * settings.patient_patches
+        critic, sampling, generator = self._work_of_a_record()
+        # As many real records as fakes are expected, and both halves go through the critic.
+        update = settings.critic_updates * fakes * (2 * critic + sampling)
+        return self.updates * (update + settings.batch_size * (critic + generator))
+
+    def speed(self) -> float:
+        """Floating-point operations a second of this critic on this machine, from a timed step."""
+        critic = build_critic(self.settings, self.task.size)
+        records = torch.zeros(self.settings.batch_size, 2, self.task.size, self.task.size)
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            critic(records).sum().backward()
+        seconds = time.perf_counter() - start
+        return len(records) * self._work_of_a_record()[0] / seconds
+
+    def _work_of_a_record(self) -> tuple[float, float, float]:
+        """Operations for one record: critic both ways, generator forwards, generator both ways."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            latent = torch.zeros(1, self.settings.latent)
+            fake = build_generator(self.settings, self.task.size)(latent)
+            sampling = counter.get_total_flops()
+            fake.sum().backward()
+            generator = counter.get_total_flops()
+            record = torch.zeros(1, 2, self.task.size, self.task.size)
+            build_critic(self.settings, self.task.size)(record).sum().backward()
+            return counter.get_total_flops() - generator, sampling, generator
 
     def weights(self) -> dict[str, Tensor]:
         return training.pack(network=self.network)
@@ -107,39 +229,46 @@ class Wgan(Generator):
         return np.concatenate(parts)
 
 
-class _Game:
+def _rows_of_patients(patches: Path) -> list[np.ndarray]:
+    """For each patient the rows of the patch file that are theirs."""
+    table = artifacts.read_table(patches.with_suffix(".tsv"))
+    return list(table.groupby("participant_id", sort=False).indices.values())
+
+
+class Game:
     """Generator against critic; one step is one generator update and its critic updates."""
 
     def __init__(
         self,
         generator: nn.Module,
         critic: nn.Module,
-        pairs: np.ndarray,
+        pairs: np.ndarray | Canaries,
         *,
         settings: config.WganGenerator,
-        rate: float,
-        noise: float | None,
+        mechanism: Mechanism | Unprotected,
         seed: int,
         device: torch.device,
+        owners: list[np.ndarray] | None = None,
     ):
+        """`owners` has each patient's rows of `pairs`, if the unit is a patient."""
         self.generator, self.critic, self.pairs = generator, critic, pairs
-        self.settings, self.rate, self.noise, self.device = settings, rate, noise, device
-        # Three streams, so that the number of latents drawn never moves batches or noise.
-        self.batches, self.latents, self.noises = (
-            torch.Generator().manual_seed(derive_seed(seed, stream))
-            for stream in ("batches", "latents", "noise")
-        )
+        self.settings, self.mechanism, self.device = settings, mechanism, device
+        self.owners = owners
+        # A stream of its own, so that the number of latents drawn never moves batches or noise.
+        self.latents = torch.Generator().manual_seed(derive_seed(seed, "latents"))
         initialise(critic, torch.Generator().manual_seed(derive_seed(seed, "critic")))
         self.generator_optimiser = torch.optim.RMSprop(
             generator.parameters(), settings.learning_rate
         )
         self.critic_optimiser = torch.optim.RMSprop(critic.parameters(), settings.learning_rate)
-        self.critic_step = (
-            self._published_updates if settings.loop == "as-published" else self._valid_updates
-        )
+        self.critic_updates = self._valid_updates
+        if settings.loop == "as-published":
+            self.critic_updates = self._published_updates
+        elif owners is not None:
+            self.critic_updates = self._patient_updates
 
     def step(self) -> dict[str, float]:
-        gap = self.critic_step()
+        gap = self.critic_updates()
         fakes = self.generator(self._latents(self.settings.batch_size))
         loss = -mean_score(self.critic(fakes)).mean()
         self.generator_optimiser.zero_grad(set_to_none=True)
@@ -155,61 +284,78 @@ class _Game:
 
     def _parts(self) -> dict[str, Any]:
         names = (
-            "generator", "critic", "generator_optimiser", "critic_optimiser",
-            "batches", "latents", "noises",
+            "generator", "critic", "generator_optimiser", "critic_optimiser", "latents",
+            "mechanism",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def _valid_updates(self) -> float:
-        """A fresh batch, one noisy release and a public divisor for every critic update."""
+        """A fresh batch, one noisy release and a public divisor for every critic update.
+
+        Fakes are clipped like real records: they cost nothing, but a critic pulled by clipped
+        real and unclipped fake gradients has its balance in the wrong place.
+        """
         gap, divisor = 0.0, self.settings.batch_size
         for _ in range(self.settings.critic_updates):
-            real, fakes = self._draw(), self._fakes(divisor)
-            signs = torch.cat([-torch.ones(len(real)), torch.ones(divisor)]).to(self.device)
-            total, scores = self._release(torch.cat([real, fakes]), signs)
+            batch = self.mechanism.draw()
+            records = torch.cat([self._take(batch.indices), self._fakes(divisor)])
+            signs = torch.cat([-torch.ones(len(batch)), torch.ones(divisor)]).to(self.device)
+            total, losses = batch.release(
+                self.critic, self._signed_scores(records, signs), len(records)
+            )
             self._update([part / divisor for part in total])
-            gap -= float(scores.sum()) / divisor / self.settings.critic_updates
+            gap -= float(losses.sum()) / divisor / self.settings.critic_updates
         return gap
+
+    def _patient_updates(self) -> float:
+        """The same with a patient as the record: the mean over a few patches of each."""
+        assert self.owners is not None
+        gap, divisor = 0.0, self.settings.patient_batch_size
+        for _ in range(self.settings.critic_updates):
+            batch = self.mechanism.draw()
+            assert isinstance(batch, Batch), "patients are a unit of private training only"
+            total, losses = batch.release_groups(self.critic, self._groups(batch.indices))
+            self._update([part / divisor for part in total])
+            gap -= float(losses.sum()) / divisor / self.settings.critic_updates
+        return gap
+
+    def _groups(self, patients: Tensor) -> Iterator[list[Callable[[], Tensor]]]:
+        """Mean signed scores of each drawn patient, then of as many groups of fakes as ever."""
+        assert self.owners is not None
+        count = self.settings.patient_patches
+        for patient in patients.tolist():
+            rows = self.owners[patient]
+            order = self.mechanism.sampler.uniform(len(rows)).argsort()[:count]
+            records = self._take(torch.from_numpy(rows)[order])
+            yield [self._mean_of(records, -1.0)]
+        for _ in range(self.settings.patient_batch_size):
+            yield [self._mean_of(self._fakes(count), 1.0)]
 
     def _published_updates(self) -> float:
         """One batch for all critic updates, two noisy steps each, the realised divisor."""
-        gap, real = 0.0, self._draw()
-        divisor = max(len(real), 1)
+        gap, batch = 0.0, self.mechanism.draw()
+        real, divisor = self._take(batch.indices), max(len(batch), 1)
         for _ in range(self.settings.critic_updates):
-            for sign in (-1, +1):
-                batch = real if sign < 0 else self._fakes(len(real))
-                signs = torch.full((len(batch),), float(sign), device=self.device)
-                total, scores = self._release(batch, signs)
+            for sign in (-1.0, 1.0):
+                records = real if sign < 0 else self._fakes(len(real))
+                release = batch.release if sign < 0 else self.mechanism.release_public
+                signs = torch.full((len(records),), sign, device=self.device)
+                total, losses = release(
+                    self.critic, self._signed_scores(records, signs), len(records)
+                )
                 self._update([part / divisor for part in total])
-                gap -= float(scores.sum()) / divisor / self.settings.critic_updates
+                gap -= float(losses.sum()) / divisor / self.settings.critic_updates
         return gap
 
-    def _release(self, batch: Tensor, signs: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Gradient of the signed scores, summed over the batch; and the signed scores (B,).
+    def _signed_scores(self, records: Tensor, signs: Tensor) -> Callable[[], Tensor]:
+        return lambda: signs * mean_score(self.critic(records))
 
-        Privacy: with noise, each record is clipped and the sum noised once, so that this is
-        the one place where private records reach the critic. Fakes are clipped like real
-        records: they cost nothing, but a critic pulled by clipped real and unclipped fake
-        gradients has its balance in the wrong place.
-        """
+    def _mean_of(self, records: Tensor, sign: float) -> Callable[[], Tensor]:
+        return lambda: sign * mean_score(self.critic(records)).mean()
 
-        def score(output: Tensor) -> Tensor:
-            return signs * mean_score(output)
-
-        if self.noise:
-            total, scores = clipping.clipped_sum(self.critic, score, batch, self.settings.clip_norm)
-            deviation = self.noise * self.settings.clip_norm
-            return clipping.add_noise(total, deviation, self.noises), scores
-        parameters = list(self.critic.parameters())
-        if not len(batch):
-            return [torch.zeros_like(parameter) for parameter in parameters], signs
-        scores = score(self.critic(batch))
-        return list(torch.autograd.grad(scores.sum(), parameters)), scores.detach()
-
-    def _draw(self) -> Tensor:
-        """One Poisson batch of real pairs in [-1, 1] and {0, 1}, (B, 2, H, W); B may be 0."""
-        chosen = sampling.poisson_batch(len(self.pairs), self.rate, self.batches)
-        return torch.from_numpy(to_unit(self.pairs[chosen.numpy()])).to(self.device)
+    def _take(self, rows: Tensor) -> Tensor:
+        """Real pairs in [-1, 1] and {0, 1}, (B, 2, H, W); B may be 0."""
+        return torch.from_numpy(to_unit(self.pairs[rows.numpy()])).to(self.device)
 
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self.settings.latent, generator=self.latents).to(self.device)

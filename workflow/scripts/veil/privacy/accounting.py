@@ -1,15 +1,18 @@
 """What a mechanism costs, in one place (floor 2).
 
-The mechanism is always the Poisson-subsampled Gaussian of DP-SGD (Abadi et al. 2016). All
-bounds are for add-or-remove-one neighbours. The default accountant is dp-accounting's privacy
-loss distributions (PLD); Opacus's Renyi accountant is here only to reproduce the ledger that
-Kossen et al. 2022 printed.
+The mechanism is always the Poisson-subsampled Gaussian of DP-SGD (Abadi et al. 2016); several
+of them compose. All bounds are for add-or-remove-one neighbours. The default accountant is
+dp-accounting's privacy loss distributions (PLD). Renyi (RDP) and numerical (PRV, Gopi et al.
+2021) accounting stand beside it as cross-checks, and Opacus's Renyi accountant reproduces the
+ledger that Kossen et al. 2022 printed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
@@ -27,10 +30,11 @@ RENYI_ORDERS = 1 + np.geomspace(1e-5, 200, 160)
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """Noisy sums of clipped gradients over Poisson batches.
+    """Noisy sums of clipped contributions over Poisson batches.
 
-    `draws` independent batches, each holding every record with probability `sampling_rate`,
-    and `releases_per_draw` sums of each with noise of `noise_multiplier` times the clip norm.
+    `draws` independent batches, each holding every unit (patch or patient) with probability
+    `sampling_rate`, and `releases_per_draw` sums of each with noise of `noise_multiplier`
+    times the clip norm.
     """
 
     sampling_rate: float
@@ -60,24 +64,45 @@ def accountant() -> str:
     )
 
 
-def epsilon(charge: Charge, delta: float) -> float:
-    """Epsilon per record, an upper bound by PLD accounting."""
-    if charge.draws == 0:
-        return 0.0
-    coarse = _pld_epsilon(charge, delta, COARSE)
-    return coarse if coarse > FINE_BELOW else min(coarse, _pld_epsilon(charge, delta, FINE))
+def epsilon(charges: Sequence[Charge], delta: float) -> float:
+    """Epsilon per unit of all charges together, an upper bound by PLD accounting."""
+    coarse = _pld_epsilon(charges, delta, COARSE)
+    if coarse > FINE_BELOW or coarse == 0:
+        return coarse
+    return min(coarse, _pld_epsilon(charges, delta, FINE))
 
 
-def _pld_epsilon(charge: Charge, delta: float, grid: float) -> float:
+def cross_checks(charges: Sequence[Charge], delta: float) -> dict[str, float | None]:
+    """The same epsilon by two other accountants: RDP (looser) and PRV (as tight).
+
+    PRV's tables outgrow memory at large epsilons, where it is not computed (None).
+    """
+    rdp = _dp_epsilon("rdp", charges, delta, COARSE)
+    if rdp > FINE_BELOW or not any(charge.draws for charge in charges):
+        return {"rdp": rdp, "prv": None}
+    from opacus.accountants import PRVAccountant
+
+    book = PRVAccountant()
+    book.history = [(c.effective_noise, c.sampling_rate, c.draws) for c in charges if c.draws]
+    return {"rdp": rdp, "prv": float(book.get_epsilon(delta))}
+
+
+def _pld_epsilon(charges: Sequence[Charge], delta: float, grid: float) -> float:
+    return _dp_epsilon("pld", charges, delta, grid)
+
+
+def _dp_epsilon(kind: str, charges: Sequence[Charge], delta: float, grid: float) -> float:
     import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import RdpAccountant
 
-    step = dp.PoissonSampledDpEvent(
-        charge.sampling_rate, dp.GaussianDpEvent(charge.effective_noise)
-    )
-    book = PLDAccountant(value_discretization_interval=grid)
-    book.compose(dp.SelfComposedDpEvent(step, charge.draws))
-    return float(book.get_epsilon(delta))
+    book = PLDAccountant(value_discretization_interval=grid) if kind == "pld" else RdpAccountant()
+    for charge in charges:
+        if charge.draws:
+            gaussian = dp.GaussianDpEvent(charge.effective_noise)
+            step = dp.PoissonSampledDpEvent(charge.sampling_rate, gaussian)
+            book.compose(dp.SelfComposedDpEvent(step, charge.draws))
+    return float(book.get_epsilon(delta)) if any(c.draws for c in charges) else 0.0
 
 
 def published_epsilon(charge: Charge, delta: float, noisy_steps: int) -> float:
@@ -93,29 +118,71 @@ def published_epsilon(charge: Charge, delta: float, noisy_steps: int) -> float:
     return float(book.get_epsilon(delta))
 
 
-def patient_epsilon(charge: Charge, delta: float, records_per_patient: int) -> float:
+def patient_epsilon(charges: Sequence[Charge], delta: float, records_per_patient: int) -> float:
     """Epsilon per patient, where a patient holds up to `records_per_patient` records.
 
     A batch holds Binomial(records_per_patient, q) of a patient's records, each moving the sum
     by up to the clip norm: exactly a mixture of Gaussians. Renyi divergences of that mixture
     by quadrature, refined by PLD accounting where the result is small enough for it.
     """
-    if charge.draws == 0:
+    live = [
+        (charge, _shifts(charge.sampling_rate, records_per_patient))
+        for charge in charges
+        if charge.draws
+    ]
+    if not live:
         return 0.0
-    shifts, weights = _shifts(charge.sampling_rate, records_per_patient)
-    divergences = _mixture_divergences(shifts, weights, charge.effective_noise)
-    bound = _from_renyi(charge.draws * divergences, delta)
+    total = np.zeros(len(RENYI_ORDERS))
+    for charge, (shifts, weights) in live:
+        total += charge.draws * _mixture_divergences(shifts, weights, charge.effective_noise)
+    bound = _from_renyi(total, delta)
     if bound > 300:  # dp-accounting overflows beyond; such a bound protects nobody anyway
         return bound
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    one = pld.from_mixture_gaussian_mechanism(
-        charge.effective_noise, shifts, weights, value_discretization_interval=1e-3
-    )
-    tight = one.self_compose(charge.draws).get_epsilon_for_delta(delta)
-    return min(bound, float(tight))
+    book = pld.identity(value_discretization_interval=COARSE)
+    for charge, (shifts, weights) in live:
+        one = pld.from_mixture_gaussian_mechanism(
+            charge.effective_noise, shifts, weights, value_discretization_interval=COARSE
+        )
+        book = book.compose(one.self_compose(charge.draws))
+    return min(bound, float(book.get_epsilon_for_delta(delta)))
 
 
+def record_epsilon(charges: Sequence[Charge], delta: float) -> float:
+    """Epsilon of one record among a patient's, where the patient is the unit that is charged.
+
+    Adding a record changes its patient's contribution, which is removing the patient and adding
+    another: two steps between neighbours, so (2 e, (1 + exp(e)) d) for every (e, d) that holds
+    for patients (group privacy, Dwork and Roth 2014, lemma 2.2).
+    """
+    part = delta / 2
+    for _ in range(20):
+        one = epsilon(charges, part)
+        if one > 300:  # exp(one) leaves the floats soon after; it protects nobody anyway
+            return math.inf
+        if (1 + math.exp(one)) * part <= delta:
+            return 2 * one
+        part = delta / (1 + math.exp(one)) / 1.05
+    return math.inf
+
+
+def draws_within(target: float, delta: float, charge: Charge) -> int:
+    """The most draws, at most `charge.draws`, whose epsilon per unit is at most `target`."""
+
+    def fits(draws: int) -> bool:
+        return epsilon([replace(charge, draws=draws)], delta) <= target
+
+    if fits(charge.draws):
+        return charge.draws
+    low, high = 0, charge.draws  # `low` fits, `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+@cache
 def calibrate(
     target: float, delta: float, sampling_rate: float, draws: int, releases_per_draw: int = 1
 ) -> float:
@@ -126,7 +193,7 @@ def calibrate(
             sampling_rate=sampling_rate, noise_multiplier=noise, draws=draws,
             releases_per_draw=releases_per_draw,
         )  # fmt: skip
-        return _pld_epsilon(charge, delta, grid) / target - 1
+        return _pld_epsilon([charge], delta, grid) / target - 1
 
     least = LEAST_NOISE * math.sqrt(releases_per_draw)
     low, high = least, max(1.0, 2 * least)

@@ -1,208 +1,439 @@
-"""Clipped, noised sums of per-record gradients at little more than a plain step's cost (floor 2).
+"""Clipped sums of per-record gradients at little more than a plain step's cost (floor 2).
 
-One forward and one backward pass give every layer's input and output gradient ("book-keeping",
-Bu et al. 2023). From these come each record's gradient norm, layer by layer, whichever way is
-cheaper: from the record's own weight gradient, or from two Gram matrices without forming it
-("ghost norm", Goodfellow 2015; Li et al. 2022). Then follows one weighted sum. No second
-backward pass, and memory near the plain step's.
+One forward and one backward pass. A tap behind every layer sees its output's gradient pass by
+("book-keeping", Bu et al. 2023) and gets each record's gradient norm in whichever way is cheaper:
+from the record's own gradient, which is kept if it takes little room, or from two Gram matrices
+without forming it ("ghost norm", Goodfellow 2015; Li et al. 2022). Then follows one weighted sum.
+No second backward pass, and no plain weight gradient is ever computed.
+
+A convolution is a few matrix products, one for each shift of its kernel, of slices of its padded
+input with its output's gradient; neither is unfolded into columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-KEPT_BYTES = 48 * 2**20  # records' gradients of a layer up to this size are kept, not remade
+KEPT_BYTES = 48 * 2**20  # record gradients of one layer up to this size are kept in any case
+CHUNK_BYTES = 16 * 2**20  # working memory for norms of records whose gradients are not kept
+ALLOWED = (
+    "Linear, Conv2d and ConvTranspose2d (one group, zero padding given in numbers), GroupNorm, "
+    "LayerNorm, InstanceNorm2d without running statistics, and layers without parameters that "
+    "keep records apart"
+)
 
-
-Layer = nn.Conv2d | nn.Linear
-
-
-@dataclass
-class _Seen:
-    """What one layer saw: its input and its output's gradient, records first."""
-
-    layer: Layer
-    given: Tensor
-    gradient: Tensor
+Matrix = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+Norm = nn.GroupNorm | nn.LayerNorm | nn.InstanceNorm2d
 
 
 def clipped_sum(
-    module: nn.Module, score: Callable[[Tensor], Tensor], batch: Tensor, clip_norm: float
+    module: nn.Module,
+    losses: Callable[[], Tensor],
+    records: int,
+    clip_norm: float,
+    *,
+    rows: int = 1,
 ) -> tuple[list[Tensor], Tensor]:
     """Sum over records of each record's gradient, scaled to at most `clip_norm`.
 
-    `score` maps the module's output for `batch` (B, ...) to one number a record (B,). Returns
-    the sums, in the order of `module.parameters()`, and the scores. The layers with parameters
-    must be Conv2d or Linear, and nothing in the module may mix records.
+    `losses` runs `module` once on records * rows rows, a record's rows one after another, and
+    returns one loss a record (records,). Returns the sums, in the order of the parameters that
+    require gradients, and the losses. TypeError names a layer that is not supported, that is
+    used twice, or whose parameters are used without it.
 
-    Privacy: one record moves the sums by at most `clip_norm` in joint L2 norm. A record whose
-    gradient is not finite counts as zero, so that it can neither break the bound nor the model.
-    What would void this: a layer in which one record's output depends on another record, such
-    as batch norm.
+    Privacy: one record moves the sums by at most `clip_norm` in joint L2 norm (add or remove one
+    record). A record whose gradient is not finite counts as zero, so that it can neither break
+    the bound nor the model. What would void this: a layer in which one record's output depends
+    on another record, such as batch norm.
     """
     check_supported(module)
-    if not len(batch):
-        return [torch.zeros_like(p) for p in module.parameters()], batch.new_zeros(0)
-    seen, scores = _book_keep(module, score, batch)
-    kept = [_kept_gradients(entry) for entry in seen]
-    squares = [
-        torch.linalg.vector_norm(gradients.flatten(1), dim=1).square()
-        if gradients is not None
-        else _square_norm(entry)
-        for entry, gradients in zip(seen, kept, strict=True)
-    ]
-    norms = torch.stack(squares).sum(0).sqrt()
-    # The epsilon keeps rounding from letting a clipped record exceed the bound.
-    weights = torch.where(
-        norms.isfinite(), (clip_norm / (norms * (1 + 1e-6) + 1e-12)).clamp(max=1), 0
-    )
-    sums: dict[Tensor, Tensor] = {}
-    for entry, gradients in zip(seen, kept, strict=True):
-        for parameter, total in _weighted_sum(entry, gradients, weights):
-            sums[parameter] = sums[parameter] + total if parameter in sums else total
-    return [sums[parameter] for parameter in module.parameters()], scores
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not records:
+        return [torch.zeros_like(p) for p in parameters], torch.empty(0)
+    book = _Book(records, rows)
+    values = _backward(module, losses, book)
+    weights = _clip_weights(book.squares.sqrt(), clip_norm)
+    sums = dict(book.weighted_sums(weights))
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter not in sums:
+            raise TypeError(f"parameter {name!r} is not used through its layer's own call")
+    return [sums[parameter] for parameter in parameters], values
 
 
-def add_noise(sums: Iterable[Tensor], deviation: float, random: torch.Generator) -> list[Tensor]:
-    """Add Gaussian noise of this standard deviation to each coordinate.
+def clipped_sum_of_groups(
+    module: nn.Module, groups: Iterable[Iterable[Callable[[], Tensor]]], clip_norm: float
+) -> tuple[list[Tensor], Tensor]:
+    """The same with groups of records (patients) as the unit.
 
-    Privacy: `deviation` is noise multiplier times clip norm. Noise is drawn on the CPU from
-    the generator passed in; who knows its seed can subtract it.
+    A group comes as the losses of its parts, each a function that returns a scalar; their
+    gradients add up to the group's, which is clipped as one. One group's gradient and the sum
+    are held, never all. Returns the sums and one loss a group (groups,).
+
+    Privacy: one group moves the sums by at most `clip_norm`, however many records it has.
     """
-    return [
-        total + deviation * torch.randn(total.shape, generator=random).to(total.device)
-        for total in sums
-    ]
+    _refuse_mixing(module)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    sums = [torch.zeros_like(p) for p in parameters]
+    values = []
+    for parts in groups:
+        total = [torch.zeros_like(p) for p in parameters]
+        value = torch.zeros((), device=parameters[0].device)
+        for part in parts:
+            loss = part()
+            value = value + loss.detach()
+            torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
+        values.append(value)
+        norm = torch.stack([torch.linalg.vector_norm(part.double()) for part in total]).norm()
+        weight = float(_clip_weights(norm, clip_norm))
+        if weight:
+            torch._foreach_add_(sums, total, alpha=weight)
+    return sums, torch.stack(values) if values else torch.empty(0)
+
+
+def _clip_weights(norms: Tensor, clip_norm: float) -> Tensor:
+    """Factors that bring each norm to at most `clip_norm`; 0 for norms that are not finite."""
+    # The epsilon keeps rounding from letting a clipped record exceed the bound.
+    factors = (clip_norm / (norms * (1 + 1e-6) + 1e-12)).clamp(max=1)
+    return torch.where(norms.isfinite(), factors, 0)
+
+
+# ------------------------------------------------------------------ what is supported
 
 
 def check_supported(module: nn.Module) -> None:
-    """Raise TypeError if a layer has parameters whose per-record gradients are not known here."""
+    """Raise TypeError if a layer's per-record gradients are not known here."""
+    _refuse_mixing(module)
     for name, layer in module.named_modules():
-        mixes = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        plain = isinstance(layer, nn.Linear) or (
-            isinstance(layer, nn.Conv2d)
-            and layer.groups == 1
-            and layer.padding_mode == "zeros"
-            and not isinstance(layer.padding, str)
-        )
-        if mixes or (any(True for _ in layer.parameters(recurse=False)) and not plain):
+        if _trainable(layer) and not _known(layer):
             raise TypeError(
-                f"layer {name!r} ({type(layer).__name__}) cannot be clipped per record; allowed "
-                "are Linear and Conv2d (one group, zero padding) and layers without parameters "
-                "that keep records apart"
+                f"layer {name!r} ({type(layer).__name__}) cannot be clipped per record; "
+                f"allowed are {ALLOWED}"
             )
 
 
-def _book_keep(
-    module: nn.Module, score: Callable[[Tensor], Tensor], batch: Tensor
-) -> tuple[list[_Seen], Tensor]:
-    """One forward and one backward pass, keeping what each layer saw."""
-    calls: list[tuple[Layer, Tensor, Tensor]] = []
+def _refuse_mixing(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and (
+            isinstance(layer, nn.modules.batchnorm._BatchNorm) or layer.track_running_stats
+        ):
+            raise TypeError(
+                f"layer {name!r} ({type(layer).__name__}) mixes records; allowed are {ALLOWED}"
+            )
 
-    def keep(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, Layer)
-        calls.append((layer, given[0].detach(), output))
+
+def _trainable(layer: nn.Module) -> bool:
+    return any(p.requires_grad for p in layer.parameters(recurse=False))
+
+
+def _known(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        plain = layer.groups == 1 and layer.padding_mode == "zeros"
+        return plain and not isinstance(layer.padding, str)
+    return isinstance(layer, Matrix | Norm)
+
+
+# ------------------------------------------------------------------ one backward pass
+
+
+class _Tap(torch.autograd.Function):
+    """Lets a layer's output pass, and its gradient too, after showing it to `see`."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, token: Tensor, see: Callable[[Tensor], None]) -> Tensor:
+        ctx.see = see
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        ctx.see(gradient)
+        return gradient, gradient.new_zeros(()), None
+
+
+def _backward(module: nn.Module, losses: Callable[[], Tensor], book: _Book) -> Tensor:
+    """Run `losses` with taps in place, and walk its graph back once."""
+    # All taps hang on one token: asking for its gradient walks past each of them, and computes
+    # no gradient of any weight.
+    token = torch.zeros((), device=next(module.parameters()).device, requires_grad=True)
+
+    def tap(name: str, layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        see = partial(book.enter, name, layer, given[0].detach())
+        tapped: Tensor = _Tap.apply(output, token, see)
+        return tapped
 
     with ExitStack() as hooks:
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                hooks.enter_context(layer.register_forward_hook(keep))
-        scores = score(module(batch))
-    gradients = torch.autograd.grad(scores.sum(), [output for _, _, output in calls])
-    seen = [
-        _Seen(layer=layer, given=given, gradient=gradient)
-        for (layer, given, _), gradient in zip(calls, gradients, strict=True)
-    ]
-    layers = [entry.layer for entry in seen]
-    if len(set(layers)) != len(layers):
-        raise TypeError("a layer is used twice: its two parts would be clipped apart")
-    return seen, scores.detach()
+        for name, layer in module.named_modules():
+            if _trainable(layer):
+                hooks.enter_context(layer.register_forward_hook(partial(tap, name)))
+        values = losses()
+    torch.autograd.grad(values.sum(), [token])
+    return values.detach()
 
 
-def _columns(entry: _Seen) -> tuple[Tensor, Tensor]:
-    """A layer as one matrix product a record: inputs (B, I, L) and output gradients (B, O, L)."""
-    layer, given, gradient = entry.layer, entry.given, entry.gradient
+@dataclass
+class _Book:
+    """What the taps saw: squared norms so far, and what the weighted sums will need."""
+
+    records: int
+    rows: int
+    squares: Tensor = field(init=False)
+    kept: list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]] = field(default_factory=list)
+    """(parameter, flat gradients (records, n), how to fold their sum into its shape)."""
+    held: list[tuple[Matrix, Tensor, Tensor]] = field(default_factory=list)
+    """(layer, input, output gradient) of layers whose records' gradients are too large to keep."""
+    seen: set[nn.Module] = field(default_factory=set)
+
+    def enter(self, name: str, layer: nn.Module, given: Tensor, gradient: Tensor) -> None:
+        """Take note of one layer's input and output gradient."""
+        if layer in self.seen:
+            raise TypeError(f"layer {name!r} is used twice: its parts would be clipped apart")
+        self.seen.add(layer)
+        if len(given) != self.records * self.rows:
+            raise TypeError(
+                f"layer {name!r} was given {len(given)} rows; allowed are {self.records} records "
+                f"of {self.rows} row(s)"
+            )
+        given, gradient = (t.float() if t.element_size() < 4 else t for t in (given, gradient))
+        if len(self.seen) == 1:
+            self.squares = gradient.new_zeros(self.records)
+        if isinstance(layer, Norm):
+            self._enter_norm(layer, given, gradient)
+            return
+        assert isinstance(layer, Matrix)
+        if layer.bias is not None and layer.bias.requires_grad:
+            channels = -1 if isinstance(layer, nn.Linear) else 1
+            self._keep(layer.bias, _over_places(gradient, channels))
+        if layer.weight.requires_grad:
+            self._enter_weight(layer, given, gradient)
+
+    def _enter_weight(self, layer: Matrix, given: Tensor, gradient: Tensor) -> None:
+        product = _as_product(layer, given, gradient)
+        size = self.records * product.size * given.element_size()
+        replaced = (given.numel() + gradient.numel()) * given.element_size()
+        if _worth_keeping(size, replaced):
+            self._keep(layer.weight, product.gradients(), product.fold)
+        else:
+            self.squares += product.square_norms(self.rows)
+            self.held.append((layer, given, gradient))
+
+    def _enter_norm(self, layer: Norm, given: Tensor, gradient: Tensor) -> None:
+        channels = 1
+        if isinstance(layer, nn.GroupNorm):
+            normal = functional.group_norm(given, layer.num_groups, eps=layer.eps)
+        elif isinstance(layer, nn.InstanceNorm2d):
+            normal = functional.instance_norm(given, eps=layer.eps)
+        else:
+            normal, channels = (
+                functional.layer_norm(given, layer.normalized_shape, eps=layer.eps),
+                0,
+            )
+        for parameter, value in ((layer.weight, gradient * normal), (layer.bias, gradient)):
+            if parameter is not None and parameter.requires_grad:
+                flat = (
+                    _over_places(value, channels) if channels else _over_leading(value, parameter)
+                )
+                self._keep(parameter, flat)
+
+    def _keep(
+        self,
+        parameter: Tensor,
+        gradients: Tensor,
+        fold: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Note every row's gradient of one parameter (records * rows, ...)."""
+        flat = gradients.reshape(self.records, self.rows, -1)
+        flat = flat[:, 0] if self.rows == 1 else flat.sum(1)
+        self.squares += torch.linalg.vector_norm(flat, dim=1).square()
+        self.kept.append((parameter, flat, fold or partial(_like, parameter.shape)))
+
+    def weighted_sums(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter with its gradient summed over records with these weights."""
+        # 0 times NaN is NaN, so a discarded record must go; with none discarded, no copy.
+        live = weights > 0
+        every = bool(live.all())
+        for parameter, gradients, fold in self.kept:
+            yield parameter, fold(weights @ gradients if every else weights[live] @ gradients[live])
+        rows = weights.repeat_interleave(self.rows)
+        live = live.repeat_interleave(self.rows)
+        for layer, given, gradient in self.held:
+            if not every:
+                given, gradient = given[live], gradient[live]
+            scale = rows if every else rows[live]
+            scaled = gradient * scale.view(-1, *[1] * (gradient.dim() - 1))
+            yield layer.weight, _plain_gradient(layer, given, scaled)
+
+
+def _like(shape: torch.Size, flat: Tensor) -> Tensor:
+    return flat.view(shape)
+
+
+def _over_places(value: Tensor, channels: int) -> Tensor:
+    """(N, ...) summed over all axes but the first and that of the channels."""
+    axes = [axis for axis in range(1, value.dim()) if axis != channels % value.dim()]
+    return value.sum(axes) if axes else value
+
+
+def _over_leading(value: Tensor, parameter: Tensor) -> Tensor:
+    """(N, ..., *shape of the parameter) summed over the axes in between."""
+    axes = list(range(1, value.dim() - parameter.dim()))
+    return value.sum(axes) if axes else value
+
+
+def _plain_gradient(layer: Matrix, given: Tensor, gradient: Tensor) -> Tensor:
+    """The weight's gradient summed over records, as a plain backward pass has it."""
     if isinstance(layer, nn.Linear):
-        # A record has one row, or several along the axes between first and last.
-        records = len(given)
-        flat = given.reshape(records, -1, given.shape[-1]).transpose(1, 2)
-        return flat, gradient.reshape(records, -1, gradient.shape[-1]).transpose(1, 2)
-    assert not isinstance(layer.padding, str)
-    unfolded = functional.unfold(
-        given,
-        layer.kernel_size,
-        layer.dilation,
-        layer.padding,
-        layer.stride,
+        return gradient.flatten(0, -2).T @ given.flatten(0, -2)
+    if isinstance(layer, nn.ConvTranspose2d):  # a convolution with its two ends exchanged
+        given, gradient = gradient, given
+    return conv2d_weight(
+        given, list(layer.weight.shape), gradient, layer.stride, layer.padding, layer.dilation
     )
-    return unfolded, gradient.flatten(2)
 
 
-def _kept_gradients(entry: _Seen) -> Tensor | None:
-    """Each record's weight gradient (B, O, I [+ 1]), bias last, if it is small enough to keep."""
-    size = sum(parameter.numel() for parameter in entry.layer.parameters())
-    if len(entry.given) * size * entry.given.element_size() > KEPT_BYTES:
-        return None
-    inputs, outputs = _columns(entry)
-    weight = torch.bmm(outputs, inputs.transpose(1, 2))
-    if entry.layer.bias is None:
-        return weight
-    return torch.cat([weight, outputs.sum(2, keepdim=True)], 2)
+# ------------------------------------------------------------------ layers as matrix products
+
+# Choices go by counting, not by timing, so that a run repeats to the bit.
 
 
-def _square_norm(entry: _Seen) -> Tensor:
-    """Squared norm of each record's gradient (B,), record by record or by Gram matrices."""
-    inputs, outputs = _columns(entry)
-    (_, rows, places), columns = inputs.shape, outputs.shape[1]
-    if places * (rows + columns) < rows * columns:
-        gram = torch.bmm(inputs.transpose(1, 2), inputs)
-        square = (gram * torch.bmm(outputs.transpose(1, 2), outputs)).sum((1, 2))
-    else:
-        parts = zip(outputs, inputs, strict=True)
-        square = torch.stack([(out @ given.T).square().sum() for out, given in parts])
-    if entry.layer.bias is not None:
-        square = square + outputs.sum(2).square().sum(1)
-    return square
+def _worth_keeping(size: int, replaced: int) -> bool:
+    """Whether record gradients of `size` bytes are kept in place of input and output gradient."""
+    return size <= max(KEPT_BYTES, replaced)
 
 
-def _weighted_sum(
-    entry: _Seen, kept: Tensor | None, weights: Tensor
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """The layer's parameters with their gradients summed over records with these weights."""
-    layer = entry.layer
-    # 0 times NaN is NaN, so a discarded record must go; with none discarded, no copy.
-    discarded = bool((weights == 0).any())
-    live: Tensor | slice = weights > 0 if discarded else slice(None)
-    if kept is not None:
-        total = (weights[live] @ kept[live].flatten(1)).view(kept.shape[1:])
-        inputs = layer.weight[0].numel()
-        yield layer.weight, total[:, :inputs].reshape(layer.weight.shape)
-        if layer.bias is not None:
-            yield layer.bias, total[:, inputs]
-        return
-    given = entry.given[live]
-    scale = weights[live].view(-1, *[1] * (entry.gradient.dim() - 1))
-    gradient = entry.gradient[live] * scale
-    if isinstance(layer, nn.Conv2d):
-        weight = conv2d_weight(
-            given,
-            layer.weight.shape,
-            gradient,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-        )
-        bias = gradient.sum((0, 2, 3))
-    else:
-        weight = gradient.flatten(0, -2).T @ given.flatten(0, -2)
-        bias = gradient.flatten(0, -2).sum(0)
-    yield layer.weight, weight
-    if layer.bias is not None:
-        yield layer.bias, bias
+def _cheaper(gram: int, direct: int) -> bool:
+    """Whether norms come from Gram matrices, given the multiplications of the two ways."""
+    return gram < direct
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A layer's weight gradient as matrix products, one for each shift s, for each row n:
+
+    gradient[n, s] = places[n].T @ pixels[n, shift : shift + L], which is (O, C).
+    """
+
+    pixels: Tensor
+    """(N, P, C)"""
+    places: Tensor
+    """(N, L, O)"""
+    shifts: list[int]
+    fold: Callable[[Tensor], Tensor]
+    """From a flat (shifts * O * C) to the weight's shape."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in one row's gradient."""
+        return len(self.shifts) * self.pixels.shape[2] * self.places.shape[2]
+
+    def gradients(self, part: slice = slice(None)) -> Tensor:
+        """Every row's gradient (N, shifts, O, C)."""
+        pixels, places = self.pixels[part], self.places[part].transpose(1, 2)
+        length = places.shape[2]
+        return torch.stack([places @ pixels[:, s : s + length] for s in self.shifts], 1)
+
+    def square_norms(self, rows: int) -> Tensor:
+        """Squared norm of each record's gradient, its rows together: (N / rows,)."""
+        (count, pixels, channels), (_, length, outer) = self.pixels.shape, self.places.shape
+        gram = (rows * pixels) ** 2 * channels + (rows * length) ** 2 * (outer + len(self.shifts))
+        direct = rows * length * self.size
+        by_gram = _cheaper(gram, direct)
+        numbers = 2 * (rows * pixels) ** 2 if by_gram else rows * self.size
+        step = max(CHUNK_BYTES // (numbers * self.pixels.element_size()), 1) * rows
+        norms = self._by_gram if by_gram else self._directly
+        parts = [slice(start, start + step) for start in range(0, count, step)]
+        return torch.cat([norms(part, rows) for part in parts])
+
+    def _directly(self, part: slice, rows: int) -> Tensor:
+        found = self.gradients(part)
+        return found.view(-1, rows, self.size).sum(1).square().sum(1)
+
+    def _by_gram(self, part: slice, rows: int) -> Tensor:
+        """Inner products of patches are sums of inner products of pixels, shifted."""
+        _, pixels, channels = self.pixels.shape
+        _, length, outer = self.places.shape
+        near = self.pixels[part].reshape(-1, rows * pixels, channels)
+        far = self.places[part].reshape(-1, rows * length, outer)
+        inner = (near @ near.transpose(1, 2)).view(-1, rows, pixels, rows, pixels)
+        patches = sum(inner[:, :, s : s + length, :, s : s + length] for s in self.shifts)
+        outputs = (far @ far.transpose(1, 2)).view(-1, rows, length, rows, length)
+        return (patches * outputs).sum((1, 2, 3, 4))
+
+
+def _as_product(layer: Matrix, given: Tensor, gradient: Tensor) -> _Product:
+    if isinstance(layer, nn.Linear):
+        rows = len(given)
+        pixels = given.reshape(rows, -1, given.shape[-1])
+        places = gradient.reshape(rows, -1, gradient.shape[-1])
+        return _Product(pixels, places, [0], partial(_like, layer.weight.shape))
+    if isinstance(layer, nn.ConvTranspose2d):  # a convolution with its two ends exchanged
+        given, gradient = gradient, given
+    strided = max(layer.stride) > 1
+    even = all(k % s == 0 for k, s in zip(layer.kernel_size, layer.stride, strict=True))
+    if strided and not (even and max(layer.dilation) == 1):
+        return _unfolded(layer, given, gradient)
+    return _shifted(layer, given, gradient)
+
+
+def _unfolded(layer: nn.Conv2d | nn.ConvTranspose2d, given: Tensor, gradient: Tensor) -> _Product:
+    """The general convolution, by columns."""
+    assert not isinstance(layer.padding, str)
+    columns = functional.unfold(
+        given, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    )
+    places = gradient.flatten(2).transpose(1, 2)
+    return _Product(columns.transpose(1, 2), places, [0], partial(_like, layer.weight.shape))
+
+
+def _shifted(layer: nn.Conv2d | nn.ConvTranspose2d, given: Tensor, gradient: Tensor) -> _Product:
+    """A convolution of stride 1, or of a kernel that is a multiple of its stride.
+
+    Blocks of stride x stride pixels become channels, which leaves stride 1. Rows of the gradient
+    are padded to the width of the padded input, so that each shift of the kernel is one slice of
+    the flattened input.
+    """
+    (down, across), (tall, wide) = layer.stride, layer.kernel_size
+    steps = (tall // down, wide // across)  # of the kernel, once blocks are channels
+    outer, high, broad = gradient.shape[1:]
+    height = high + (steps[0] - 1) * layer.dilation[0]
+    width = broad + (steps[1] - 1) * layer.dilation[1]
+    pixels = _blocks(given, layer, (height, width))
+    places = gradient.new_zeros(len(gradient), high, width, outer)
+    places[:, :, :broad] = gradient.permute(0, 2, 3, 1)
+    length = (high - 1) * width + broad
+    shifts = [
+        a * layer.dilation[0] * width + b * layer.dilation[1]
+        for a in range(steps[0])
+        for b in range(steps[1])
+    ]
+
+    def fold(flat: Tensor) -> Tensor:
+        split = flat.view(*steps, outer, down, across, -1)
+        return split.permute(2, 5, 0, 3, 1, 4).reshape(layer.weight.shape)
+
+    return _Product(pixels, places.flatten(1, 2)[:, :length], shifts, fold)
+
+
+def _blocks(given: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, shape: tuple[int, int]) -> Tensor:
+    """The padded input as (N, height * width, stride * stride * channels)."""
+    assert not isinstance(layer.padding, str)
+    (down, across), (top, left) = layer.stride, layer.padding
+    height, width = shape
+    padded = given.new_zeros(len(given), height * down, width * across, given.shape[1])
+    rows, columns = (
+        min(size, end - start)
+        for size, end, start in zip(given.shape[2:], padded.shape[1:3], (top, left), strict=True)
+    )
+    inside = given[:, :, :rows, :columns].permute(0, 2, 3, 1)
+    padded[:, top : top + rows, left : left + columns] = inside
+    if down == across == 1:
+        return padded.flatten(1, 2)
+    split = padded.view(len(given), height, down, width, across, -1)
+    return split.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)

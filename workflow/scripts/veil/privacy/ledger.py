@@ -1,26 +1,55 @@
-"""The statement that goes with every result: `privacy.json` (floor 2).
+"""The record of every access to private data, and the statement made of it: `privacy.json`.
 
-Epsilon is computed here and only read elsewhere. A statement says unit, neighbouring
-relation, delta, sampling, accountant and what it does not cover; a patch epsilon never
-stands without the patient epsilon.
+Floor 2. Epsilon is computed here and only read elsewhere. A statement says unit, neighbouring
+relation, delta, sampling, accountant and what it does not cover; a patch epsilon never stands
+without the patient epsilon.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from veil.privacy import accounting
 from veil.privacy.accounting import Charge
 
+Unit = Literal["patch", "patient"]
 SELECTION = (
     "not covered: the segmenter (best of the grid) is chosen on real validation patients. The "
     "choice touches no training patient and no synthetic pair, but the chosen segmenter and its "
     "scores are no private release."
 )
-NOISE = (
-    "pseudo-random, from the study's seed and the result's path, so that the run repeats. The "
-    "guarantee holds against those who do not know the seed: do not publish it with the release."
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One private access: a Poisson-subsampled Gaussian with `unit` as its record."""
+
+    access: str
+    """What was done, as `training`."""
+    charge: Charge
+    """Draws that were made, not those that were planned."""
+    clip_norm: float
+    planned_draws: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event as it stands in a statement."""
+        charge = self.charge
+        return {
+            "access": self.access,
+            "mechanism": "Gaussian on sums over Poisson batches",
+            "sampling_rate": charge.sampling_rate,
+            "noise_multiplier": charge.noise_multiplier,
+            "clip_norm": self.clip_norm,
+            "draws": charge.draws,
+            "planned_draws": self.planned_draws,
+            "releases_per_draw": charge.releases_per_draw,
+            "covered": True,
+        }
+
+
+CHOICE = {"access": "choice of the segmenter on validation patients", "covered": False}
 
 
 def without_privacy() -> dict[str, Any]:
@@ -31,6 +60,7 @@ def without_privacy() -> dict[str, Any]:
         "epsilon_patient": None,
         "text": "no privacy: epsilon is infinite for patches and patients alike",
         "selection": SELECTION,
+        "events": [{"access": "training without protection", "covered": False}, CHOICE],
     }
 
 
@@ -42,58 +72,80 @@ def public() -> dict[str, Any]:
         "epsilon_patient": 0.0,
         "text": "epsilon 0 for patches and patients: made without reading any private data",
         "selection": SELECTION,
+        "events": [CHOICE],
     }
 
 
-def gaussian(
-    charge: Charge,
-    *,
-    delta: float,
-    clip_norm: float,
-    records: int,
-    records_per_patient: int,
-    loop: str,
-    published_steps: int | None = None,
-) -> dict[str, Any]:
-    """Statement of DP-SGD.
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Every private access behind one result.
 
-    Privacy: protects each patch under add-or-remove-one, at a fixed public `records`; the
-    patient epsilon covers all of a patient's patches at once. `published_steps` is given for
-    the as-published loop alone: the count of noisy steps that its authors charged. What would
-    void the statement: knowing the noise seed, batches that are not Poisson draws at this
-    rate, or a divisor or a number of fakes that follows the private batch (the as-published
-    loop does the last two, and its bound is stated under the assumption that they leak nothing).
+    Privacy: protects each unit under add-or-remove-one, at fixed public numbers. With the patch
+    as unit the patient epsilon covers all of a patient's patches at once; with the patient as
+    unit the patch epsilon follows by group privacy. What would void it: knowing the coins
+    (`noise`), batches that are not Poisson draws at the stated rates, an access that is not
+    here, or a divisor or a number of fakes that follows the private batch (the as-published
+    loop does the last two; its bound assumes that they leak nothing).
     """
-    patch = accounting.epsilon(charge, delta)
-    patient = accounting.patient_epsilon(charge, delta, records_per_patient)
-    statement: dict[str, Any] = {
-        "guarantee": "differential privacy",
-        "epsilon": patch,
-        "epsilon_patient": patient,
-        "delta": delta,
-        "unit": f"patch (patient: up to {records_per_patient} patches)",
-        "neighbouring_relation": accounting.RELATION,
-        "sampling": f"Poisson, rate {charge.sampling_rate:.6g}, {charge.draws} independent draws, "
-        f"{charge.releases_per_draw} noisy release(s) each",
-        "loop": loop,
-        "noise_multiplier": charge.noise_multiplier,
-        "clip_norm": clip_norm,
-        "sampling_rate": charge.sampling_rate,
-        "draws": charge.draws,
-        "releases_per_draw": charge.releases_per_draw,
-        "records": records,
-        "records_per_patient": records_per_patient,
-        "accountant": accounting.accountant(),
-        "noise": NOISE,
-        "selection": SELECTION,
-    }
-    if published_steps is not None:
-        statement["epsilon_published"] = accounting.published_epsilon(
-            charge, delta, published_steps
-        )
-        statement["published_steps"] = published_steps
-    statement["text"] = describe(statement)
-    return statement
+
+    unit: Unit
+    delta: float
+    records_per_patient: int
+    units: int
+    """Public number of units, which sampling rates refer to."""
+    noise: str
+    """Where the coins come from, in words."""
+    events: tuple[Event, ...]
+
+    @property
+    def charges(self) -> list[Charge]:
+        """What the events cost."""
+        return [event.charge for event in self.events]
+
+    def epsilons(self) -> tuple[float, float]:
+        """(patch epsilon, patient epsilon), upper bounds at `delta`."""
+        own = accounting.epsilon(self.charges, self.delta)
+        if self.unit == "patient":
+            return accounting.record_epsilon(self.charges, self.delta), own
+        patient = accounting.patient_epsilon(self.charges, self.delta, self.records_per_patient)
+        return own, patient
+
+    def statement(self, loop: str, published_epsilon: float | None = None) -> dict[str, Any]:
+        """The ledger as it is printed and saved.
+
+        `published_epsilon` is given for the as-published loop alone: what its authors would print.
+        """
+        patch, patient = self.epsilons()
+        first = self.events[0]
+        stated: dict[str, Any] = {
+            "guarantee": "differential privacy",
+            "epsilon": _finite(patch),
+            "epsilon_patient": _finite(patient),
+            "delta": self.delta,
+            "unit": self.unit,
+            "neighbouring_relation": f"add or remove one {self.unit}",
+            "sampling": f"Poisson over {self.unit} units, rate {first.charge.sampling_rate:.6g}, "
+            f"{first.charge.draws} independent draws, "
+            f"{first.charge.releases_per_draw} noisy release(s) each",
+            "loop": loop,
+            "noise_multiplier": first.charge.noise_multiplier,
+            "units": self.units,
+            "records_per_patient": self.records_per_patient,
+            "accountant": accounting.accountant(),
+            "cross_checks": accounting.cross_checks(self.charges, self.delta),
+            "noise": self.noise,
+            "selection": SELECTION,
+            "events": [*(event.as_dict() for event in self.events), CHOICE],
+        }
+        if first.charge.draws < first.planned_draws:
+            stated["halted"] = (
+                f"after {first.charge.draws} of {first.planned_draws} draws: the next step would "
+                "have passed the budget"
+            )
+        if published_epsilon is not None:
+            stated["epsilon_published"] = published_epsilon
+        stated["text"] = describe(stated)
+        return stated
 
 
 def describe(statement: dict[str, Any]) -> str:
@@ -101,7 +153,15 @@ def describe(statement: dict[str, Any]) -> str:
     published = statement.get("epsilon_published")
     claim = f" (published ledger: {published:.3g}, which does not hold)" if published else ""
     return (
-        f"epsilon {statement['epsilon']:.3g} per patch{claim}, "
-        f"{statement['epsilon_patient']:.3g} per patient, at delta {statement['delta']:.3g}, "
+        f"epsilon {_shown(statement['epsilon'])} per patch{claim}, "
+        f"{_shown(statement['epsilon_patient'])} per patient, at delta {statement['delta']:.3g}, "
         f"{statement['neighbouring_relation']}, {statement['accountant']}"
     )
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _shown(epsilon: float | None) -> str:
+    return "infinite" if epsilon is None else f"{epsilon:.3g}"

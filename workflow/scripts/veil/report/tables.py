@@ -13,6 +13,9 @@ import pandas as pd
 from veil import artifacts
 
 KEYS = ["generator", "privacy", "seed"]
+AUDIT = [
+    "method", "unit", "claim_of", "claim", "lower_bound", "confidence", "ceiling", "verdict",
+]  # fmt: skip
 METRICS = {"dsc": "DSC", "bahd_voxel": "bAHD (voxels)", "bahd_mm": "bAHD (mm)"}
 
 
@@ -26,7 +29,7 @@ def points_table(points: list[Path]) -> pd.DataFrame:
     """One row a point: its privacy statement, its chosen segmenter and its cost."""
     rows = []
     for point in points:
-        statement = artifacts.read_json(point / "generator" / "privacy.json")
+        statement = artifacts.read_sealed(point / "generator" / "privacy.json")
         chosen = artifacts.read_json(point / "segmenters" / "chosen.json")
         rows.append(
             {
@@ -49,6 +52,27 @@ def points_table(points: list[Path]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+class AuditError(artifacts.ArtifactError):
+    """An attack got past a guarantee that the study states."""
+
+
+def audits_table(audits: list[Path]) -> pd.DataFrame:
+    """One row per private point, audit and claim; AuditError if a stated guarantee is refuted."""
+    if not audits:
+        return pd.DataFrame(columns=[*KEYS, *AUDIT])
+    parts = [artifacts.read_table(path).assign(**identify(path.parent.parent)) for path in audits]
+    table = pd.concat(parts, ignore_index=True)[[*KEYS, *AUDIT]]
+    broken = table[(table.claim_of == "stated") & (table.verdict == "refuted")]
+    if len(broken):
+        faults = [
+            f"{row.generator}/{row.privacy}/seed-{row.seed}: the {row.method} finds epsilon at "
+            f"least {row.lower_bound:.3g} per {row.unit} where {row.claim:.3g} is stated"
+            for row in broken.itertuples()
+        ]
+        raise AuditError("; ".join(faults) + ". The guarantee does not hold; release nothing")
+    return table
 
 
 def scores_table(points: list[Path], threshold: Path) -> pd.DataFrame:

@@ -144,7 +144,7 @@ def train(
     network = UNet(settings.channels, dropout, random)
     trainee = _Training(
         channels_last(network.to(device)), pairs, mean, deviation,
-        rate=rate, moves=moves, batch_size=settings.batch_size, random=random, device=device,
+        rate=rate, moves=moves, settings=settings, random=random, device=device,
     )  # fmt: skip
     training.Loop(steps=settings.steps, folder=state, identity=identity, name="u-net").run(trainee)
     return Segmenter(network, mean, deviation, device)
@@ -155,14 +155,17 @@ class _Training:
 
     def __init__(
         self, network: UNet, pairs: np.ndarray, mean: float, deviation: float, *,
-        rate: float, moves: bool, batch_size: int, random: torch.Generator, device: torch.device,
+        rate: float, moves: bool, settings: config.Segmentation, random: torch.Generator,
+        device: torch.device,
     ):  # fmt: skip
         self.network, self.pairs, self.mean, self.deviation = network, pairs, mean, deviation
-        self.moves, self.batch_size, self.random, self.device = moves, batch_size, random, device
+        self.rate, self.moves, self.settings = rate, moves, settings
+        self.random, self.device, self.taken = random, device, 0
         self.optimiser = torch.optim.Adam(network.parameters(), rate)
 
     def step(self) -> dict[str, float]:
-        chosen = torch.randint(len(self.pairs), (self.batch_size,), generator=self.random)
+        self._set_rate()
+        chosen = torch.randint(len(self.pairs), (self.settings.batch_size,), generator=self.random)
         batch = torch.from_numpy(self.pairs[chosen.numpy()].astype(np.float32)).to(self.device)
         images, labels = (batch[:, :1] - self.mean) / self.deviation, batch[:, 1:]
         if self.moves:
@@ -174,13 +177,22 @@ class _Training:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
+        self.taken += 1
         return {"loss": float(loss.detach())}
 
+    def _set_rate(self) -> None:
+        if self.settings.schedule == "cosine":
+            done = self.taken / self.settings.steps
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.rate * (1 + math.cos(math.pi * done)) / 2
+
     def state(self) -> dict[str, Tensor]:
-        return training.pack(network=self.network, optimiser=self.optimiser, random=self.random)
+        packed = training.pack(network=self.network, optimiser=self.optimiser, random=self.random)
+        return packed | {"taken": torch.tensor(self.taken)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         training.unpack(state, network=self.network, optimiser=self.optimiser, random=self.random)
+        self.taken = int(state["taken"])
 
 
 def channels_last(network: UNet) -> UNet:

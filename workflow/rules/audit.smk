@@ -1,0 +1,27 @@
+# From a claim to an attack on it.
+# INPUTS   {point}/generator/privacy.json (the claim)
+# OUTPUTS  {point}/scores/audit.tsv
+
+
+rule audit_generator:
+    """Attack a private point's mechanism with canaries, at its own schedule."""
+    input:
+        f"{POINT}/generator/privacy.json",
+    output:
+        f"{POINT}/scores/audit.tsv",
+    log:
+        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/audit_generator.log",
+    wildcard_constraints:
+        privacy=f"(?!none){PRIVACY}",
+    conda:
+        "../envs/veil.yaml"
+    resources:
+        mem="4GB",
+        runtime="6h",
+    params:
+        task=generator_task,
+        canaries=STUDY.audit.canaries,
+        seed=seed_for("audit"),
+        code=generator_code("audit_generator.py"),
+    script:
+        "../scripts/audit_generator.py"
