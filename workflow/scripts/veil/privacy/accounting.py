@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -21,9 +22,10 @@ from scipy.special import logsumexp
 from scipy.stats import binom, norm
 
 RELATION = "add or remove one record"
-# Discretisation of the privacy loss: a coarser grid is a looser upper bound, and much faster.
-FINE, COARSE = 1e-4, 1e-3
-FINE_BELOW = 15.0  # beyond this epsilon nobody needs the third digit
+# The grid of the privacy loss errs upwards by about DRAWS * GRID^2; this is how far, in parts of
+# epsilon. A finer grid takes longer and changes nothing that is printed.
+GRID_ERROR = 5e-4
+PRV_BELOW = 15.0
 LEAST_NOISE = 0.3  # per draw; with less, a record shows in every batch it is in
 RENYI_ORDERS = 1 + np.geomspace(1e-5, 200, 160)
 
@@ -59,17 +61,15 @@ class Charge:
 def accountant() -> str:
     """Name and version of the accountant behind `epsilon`."""
     return (
-        f"dp-accounting {version('dp-accounting')}, PLD, grid {FINE:g} "
-        f"({COARSE:g} above epsilon {FINE_BELOW:g})"
+        f"dp-accounting {version('dp-accounting')}, PLD, an upper bound; its grid adds about "
+        f"{GRID_ERROR:.2%}"
     )
 
 
 def epsilon(charges: Sequence[Charge], delta: float) -> float:
     """Epsilon per unit of all charges together, an upper bound by PLD accounting."""
-    coarse = _pld_epsilon(charges, delta, COARSE)
-    if coarse > FINE_BELOW or coarse == 0:
-        return coarse
-    return min(coarse, _pld_epsilon(charges, delta, FINE))
+    rough = _renyi_epsilon(charges, delta)
+    return min(rough, _pld_epsilon(charges, delta, _grid(rough, charges))) if rough else 0.0
 
 
 def cross_checks(charges: Sequence[Charge], delta: float) -> dict[str, float | None]:
@@ -77,8 +77,8 @@ def cross_checks(charges: Sequence[Charge], delta: float) -> dict[str, float | N
 
     PRV's tables outgrow memory at large epsilons, where it is not computed (None).
     """
-    rdp = _dp_epsilon("rdp", charges, delta, COARSE)
-    if rdp > FINE_BELOW or not any(charge.draws for charge in charges):
+    rdp = _renyi_epsilon(charges, delta)
+    if rdp > PRV_BELOW or not rdp:
         return {"rdp": rdp, "prv": None}
     from opacus.accountants import PRVAccountant
 
@@ -87,22 +87,40 @@ def cross_checks(charges: Sequence[Charge], delta: float) -> dict[str, float | N
     return {"rdp": rdp, "prv": float(book.get_epsilon(delta))}
 
 
+def _grid(rough: float, charges: Sequence[Charge]) -> float:
+    """The discretisation of the privacy loss for an epsilon that is about `rough`."""
+    draws = sum(charge.draws for charge in charges)
+    return float(np.clip(math.sqrt(GRID_ERROR * rough / draws), 1e-5, 0.05))
+
+
 def _pld_epsilon(charges: Sequence[Charge], delta: float, grid: float) -> float:
-    return _dp_epsilon("pld", charges, delta, grid)
-
-
-def _dp_epsilon(kind: str, charges: Sequence[Charge], delta: float, grid: float) -> float:
-    import dp_accounting as dp
     from dp_accounting.pld import PLDAccountant
+
+    return _composed(PLDAccountant(value_discretization_interval=grid), charges, delta)
+
+
+def _renyi_epsilon(charges: Sequence[Charge], delta: float) -> float:
+    from absl import logging
     from dp_accounting.rdp import RdpAccountant
 
-    book = PLDAccountant(value_discretization_interval=grid) if kind == "pld" else RdpAccountant()
-    for charge in charges:
-        if charge.draws:
-            gaussian = dp.GaussianDpEvent(charge.effective_noise)
-            step = dp.PoissonSampledDpEvent(charge.sampling_rate, gaussian)
-            book.compose(dp.SelfComposedDpEvent(step, charge.draws))
-    return float(book.get_epsilon(delta)) if any(c.draws for c in charges) else 0.0
+    # It warns of every order whose series does not converge, and rightly does without it.
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return _composed(RdpAccountant(), charges, delta)
+    finally:
+        logging.set_verbosity(level)
+
+
+def _composed(book: Any, charges: Sequence[Charge], delta: float) -> float:
+    import dp_accounting as dp
+
+    live = [charge for charge in charges if charge.draws]
+    for charge in live:
+        gaussian = dp.GaussianDpEvent(charge.effective_noise)
+        step = dp.PoissonSampledDpEvent(charge.sampling_rate, gaussian)
+        book.compose(dp.SelfComposedDpEvent(step, charge.draws))
+    return float(book.get_epsilon(delta)) if live else 0.0
 
 
 def published_epsilon(charge: Charge, delta: float, noisy_steps: int) -> float:
@@ -140,10 +158,11 @@ def patient_epsilon(charges: Sequence[Charge], delta: float, records_per_patient
         return bound
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    book = pld.identity(value_discretization_interval=COARSE)
+    grid = _grid(bound, charges)
+    book = pld.identity(value_discretization_interval=grid)
     for charge, (shifts, weights) in live:
         one = pld.from_mixture_gaussian_mechanism(
-            charge.effective_noise, shifts, weights, value_discretization_interval=COARSE
+            charge.effective_noise, shifts, weights, value_discretization_interval=grid
         )
         book = book.compose(one.self_compose(charge.draws))
     return min(bound, float(book.get_epsilon_for_delta(delta)))
@@ -188,7 +207,9 @@ def calibrate(
 ) -> float:
     """The least noise multiplier, to 1e-4 and rounded up, whose `epsilon` is at most `target`."""
 
-    def excess(noise: float, grid: float) -> float:
+    grid = math.sqrt(GRID_ERROR * target / draws)
+
+    def excess(noise: float) -> float:
         charge = Charge(
             sampling_rate=sampling_rate, noise_multiplier=noise, draws=draws,
             releases_per_draw=releases_per_draw,
@@ -197,23 +218,17 @@ def calibrate(
 
     least = LEAST_NOISE * math.sqrt(releases_per_draw)
     low, high = least, max(1.0, 2 * least)
-    while excess(high, COARSE) > 0:
+    while excess(high) > 0:
         low, high = high, 2 * high
         if high > 10_000:
             raise ValueError(f"eps-{target:g} cannot be reached with noise multipliers to 10,000")
-    if low == least and excess(low, COARSE) <= 0:
+    if low == least and excess(low) <= 0:
         raise ValueError(
             f"eps-{target:g} is met even by the noise multiplier {least:.3g}; allowed are smaller "
             "epsilons, or 'none'"
         )
-    grid = COARSE if target > FINE_BELOW else FINE
-    # The coarse grid errs upwards, so its answer is an upper end for the fine one.
-    high = brentq(excess, low, high, args=(COARSE,), xtol=1e-3) + 1e-3
-    low = high
-    while excess(low, grid) <= 0:
-        high, low = low, max(0.9 * low, least)
-    noise = math.ceil(brentq(excess, low, high, args=(grid,), xtol=5e-5) * 1e4) / 1e4
-    while excess(noise, grid) > 0:
+    noise = math.ceil(brentq(excess, low, high, xtol=5e-5) * 1e4) / 1e4
+    while excess(noise) > 0:
         noise = round(noise + 1e-4, 4)
     return noise
 
