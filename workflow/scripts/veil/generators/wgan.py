@@ -104,17 +104,19 @@ class Wgan(Generator):
         pairs = artifacts.open_pairs(self.patches)
         owners = _rows_of_patients(self.patches) if self.task.level.unit == "patient" else None
         present = len(pairs) if owners is None else len(owners)
+        mechanism = self.mechanism(present)
         game = Game(
             self.network.to(device),
             build_critic(self.settings, self.task.size).to(device),
             pairs,
             settings=self.settings,
-            mechanism=self.mechanism(present),
+            mechanism=mechanism,
             seed=self.task.seed,
             device=device,
             owners=owners,
         )
         training.Loop(steps=self.updates, folder=state, identity=identity, name="wgan").run(game)
+        mechanism.settle()
 
     @property
     def updates(self) -> int:

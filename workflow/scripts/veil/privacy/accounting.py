@@ -94,33 +94,40 @@ def _grid(rough: float, charges: Sequence[Charge]) -> float:
 
 
 def _pld_epsilon(charges: Sequence[Charge], delta: float, grid: float) -> float:
+    return float(_losses(charges, grid).get_epsilon(delta))
+
+
+def _losses(charges: Sequence[Charge], grid: float) -> Any:
+    """The composed privacy loss, of which epsilon can be read at any delta."""
     from dp_accounting.pld import PLDAccountant
 
-    return _composed(PLDAccountant(value_discretization_interval=grid), charges, delta)
+    return _composed(PLDAccountant(value_discretization_interval=grid), charges)
 
 
 def _renyi_epsilon(charges: Sequence[Charge], delta: float) -> float:
     from absl import logging
     from dp_accounting.rdp import RdpAccountant
 
+    if not any(charge.draws for charge in charges):
+        return 0.0
     # It warns of every order whose series does not converge, and rightly does without it.
     level = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
-        return _composed(RdpAccountant(), charges, delta)
+        return float(_composed(RdpAccountant(), charges).get_epsilon(delta))
     finally:
         logging.set_verbosity(level)
 
 
-def _composed(book: Any, charges: Sequence[Charge], delta: float) -> float:
+def _composed(book: Any, charges: Sequence[Charge]) -> Any:
     import dp_accounting as dp
 
-    live = [charge for charge in charges if charge.draws]
-    for charge in live:
-        gaussian = dp.GaussianDpEvent(charge.effective_noise)
-        step = dp.PoissonSampledDpEvent(charge.sampling_rate, gaussian)
-        book.compose(dp.SelfComposedDpEvent(step, charge.draws))
-    return float(book.get_epsilon(delta)) if live else 0.0
+    for charge in charges:
+        if charge.draws:
+            gaussian = dp.GaussianDpEvent(charge.effective_noise)
+            step = dp.PoissonSampledDpEvent(charge.sampling_rate, gaussian)
+            book.compose(dp.SelfComposedDpEvent(step, charge.draws))
+    return book
 
 
 def published_epsilon(charge: Charge, delta: float, noisy_steps: int) -> float:
@@ -175,9 +182,12 @@ def record_epsilon(charges: Sequence[Charge], delta: float) -> float:
     another: two steps between neighbours, so (2 e, (1 + exp(e)) d) for every (e, d) that holds
     for patients (group privacy, Dwork and Roth 2014, lemma 2.2).
     """
-    part = delta / 2
+    rough, part = _renyi_epsilon(charges, delta), delta / 2
+    if not rough:
+        return 0.0
+    losses = _losses(charges, _grid(rough, charges))
     for _ in range(20):
-        one = epsilon(charges, part)
+        one = float(losses.get_epsilon(part))
         if one > 300:  # exp(one) leaves the floats soon after; it protects nobody anyway
             return math.inf
         if (1 + math.exp(one)) * part <= delta:

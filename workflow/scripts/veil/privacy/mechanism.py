@@ -24,7 +24,7 @@ class ChargeError(RuntimeError):
 class Mechanism:
     """Poisson batches of units, and clipped, noised sums over them.
 
-    Privacy: protects one unit under add-or-remove-one, at the cost of `spent()`. It is the only
+    Privacy: protects one unit under add-or-remove-one, at the cost of `plan`. It is the only
     door: whoever learns from private records must do so through `Batch`. What would void it:
     records that reach a model by another way, units that share records, or `Charge` numbers
     that follow the data.
@@ -59,6 +59,14 @@ class Mechanism:
         # As many coins as there may be units: the stream does not move with those who are there.
         chosen = self.sampler.uniform(self.units)[: self.present] < self.plan.sampling_rate
         return Batch(self, torch.nonzero(chosen).flatten())
+
+    def settle(self) -> None:
+        """Raise ChargeError unless exactly the draws that were charged have been made."""
+        if self.draws != self.plan.draws:
+            raise ChargeError(
+                f"{self.draws} draws were made and {self.plan.draws} charged: the state that "
+                "training went on from is not of this ledger; delete the state folder"
+            )
 
     def release_public(
         self, module: nn.Module, losses: Callable[[], Tensor], records: int
@@ -137,6 +145,9 @@ class Unprotected:
         """One Poisson batch."""
         chosen = self.sampler.uniform(self.units) < self.rate
         return UnprotectedBatch(torch.nonzero(chosen).flatten())
+
+    def settle(self) -> None:
+        """Nothing was charged."""
 
     def release_public(
         self, module: nn.Module, losses: Callable[[], Tensor], records: int
