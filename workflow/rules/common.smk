@@ -174,7 +174,7 @@ def points():
 
 def private_points():
     """Those of them that claim a guarantee, and so are audited."""
-    return [point for point in points() if point.split("/")[-2] != "none"]
+    return [point for point in points() if Path(point).parent.name != "none"]
 
 
 def import_table(wildcards):
