@@ -32,7 +32,7 @@ class Mutant:
 MUTANTS = {
     "no clipping": Mutant(
         "privacy/clipping.py",
-        "factors = (clip_norm / (norms * (1 + 1e-6) + 1e-12)).clamp(max=1)",
+        "factors = (clip_norm / (norms * (1 + SLACK) + 1e-12)).clamp(max=1)",
         "factors = torch.ones_like(norms)",
         "test_08",
     ),

@@ -6,13 +6,14 @@ from the record's own gradient, which is kept if it takes little room, or from t
 without forming it ("ghost norm", Goodfellow 2015; Li et al. 2022). Then follows one weighted sum.
 No second backward pass, and no plain weight gradient is ever computed.
 
-A convolution is a few matrix products, one for each shift of its kernel, of slices of its padded
-input with its output's gradient; neither is unfolded into columns.
+A convolution's record gradients are a few matrix products, one for each shift of its kernel, or
+one grouped convolution; nothing is unfolded into columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-KEPT_BYTES = 48 * 2**20  # record gradients of one layer up to this size are kept in any case
+SLACK = 1e-6  # keeps rounding from letting a clipped record exceed the bound
+KEPT = 2  # record gradients may take so many times the room of what they let go
+MANY_PLACES = 400  # of an output, from which on a grouped convolution beats shifted products
 CHUNK_BYTES = 16 * 2**20  # working memory for norms of records whose gradients are not kept
 ALLOWED = (
     "Linear, Conv2d and ConvTranspose2d (one group, zero padding given in numbers), GroupNorm, "
@@ -101,8 +104,7 @@ def clipped_sum_of_groups(
 
 def _clip_weights(norms: Tensor, clip_norm: float) -> Tensor:
     """Factors that bring each norm to at most `clip_norm`; 0 for norms that are not finite."""
-    # The epsilon keeps rounding from letting a clipped record exceed the bound.
-    factors = (clip_norm / (norms * (1 + 1e-6) + 1e-12)).clamp(max=1)
+    factors = (clip_norm / (norms * (1 + SLACK) + 1e-12)).clamp(max=1)
     return torch.where(norms.isfinite(), factors, 0)
 
 
@@ -186,7 +188,7 @@ class _Book:
     rows: int
     squares: Tensor = field(init=False)
     kept: list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]] = field(default_factory=list)
-    """(parameter, flat gradients (records, n), how to fold their sum into its shape)."""
+    """(parameter, gradients (parts, records, n), from their sum (parts, n) to its shape)."""
     held: list[tuple[Matrix, Tensor, Tensor]] = field(default_factory=list)
     """(layer, input, output gradient) of layers whose records' gradients are too large to keep."""
     seen: set[nn.Module] = field(default_factory=set)
@@ -210,7 +212,7 @@ class _Book:
         assert isinstance(layer, Matrix)
         if layer.bias is not None and layer.bias.requires_grad:
             channels = -1 if isinstance(layer, nn.Linear) else 1
-            self._keep(layer.bias, _over_places(gradient, channels))
+            self._keep(layer.bias, _over_places(gradient, channels)[None])
         if layer.weight.requires_grad:
             self._enter_weight(layer, given, gradient)
 
@@ -240,7 +242,7 @@ class _Book:
                 flat = (
                     _over_places(value, channels) if channels else _over_leading(value, parameter)
                 )
-                self._keep(parameter, flat)
+                self._keep(parameter, flat.flatten(1)[None])
 
     def _keep(
         self,
@@ -248,11 +250,12 @@ class _Book:
         gradients: Tensor,
         fold: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Note every row's gradient of one parameter (records * rows, ...)."""
-        flat = gradients.reshape(self.records, self.rows, -1)
-        flat = flat[:, 0] if self.rows == 1 else flat.sum(1)
-        self.squares += torch.linalg.vector_norm(flat, dim=1).square()
-        self.kept.append((parameter, flat, fold or partial(_like, parameter.shape)))
+        """Note every row's gradient of one parameter, its parts apart (parts, rows, n)."""
+        if self.rows > 1:
+            parts, _, size = gradients.shape
+            gradients = gradients.view(parts, self.records, self.rows, size).sum(2)
+        self.squares += _square_norms(gradients)
+        self.kept.append((parameter, gradients, fold or partial(_like, parameter.shape)))
 
     def weighted_sums(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter with its gradient summed over records with these weights."""
@@ -260,7 +263,8 @@ class _Book:
         live = weights > 0
         every = bool(live.all())
         for parameter, gradients, fold in self.kept:
-            yield parameter, fold(weights @ gradients if every else weights[live] @ gradients[live])
+            total = weights @ gradients if every else weights[live] @ gradients[:, live]
+            yield parameter, fold(total)
         rows = weights.repeat_interleave(self.rows)
         live = live.repeat_interleave(self.rows)
         for layer, given, gradient in self.held:
@@ -273,6 +277,11 @@ class _Book:
 
 def _like(shape: torch.Size, flat: Tensor) -> Tensor:
     return flat.view(shape)
+
+
+def _square_norms(gradients: Tensor) -> Tensor:
+    """(parts, records, n) to (records,)."""
+    return torch.linalg.vector_norm(gradients, dim=2).square().sum(0)
 
 
 def _over_places(value: Tensor, channels: int) -> Tensor:
@@ -305,135 +314,171 @@ def _plain_gradient(layer: Matrix, given: Tensor, gradient: Tensor) -> Tensor:
 
 def _worth_keeping(size: int, replaced: int) -> bool:
     """Whether record gradients of `size` bytes are kept in place of input and output gradient."""
-    return size <= max(KEPT_BYTES, replaced)
+    return size <= KEPT * replaced
 
 
-def _cheaper(gram: int, direct: int) -> bool:
+def _cheaper(gram: float, direct: float) -> bool:
     """Whether norms come from Gram matrices, given the multiplications of the two ways."""
     return gram < direct
 
 
-@dataclass(frozen=True)
 class _Product:
-    """A layer's weight gradient as matrix products, one for each shift s, for each row n:
+    """A linear layer's weight gradient as a matrix product, for each row n:
 
-    gradient[n, s] = places[n].T @ pixels[n, shift : shift + L], which is (O, C).
+    gradient[n] = places[n].T @ pixels[n], which is (O, C).
     """
 
-    pixels: Tensor
-    """(N, P, C)"""
-    places: Tensor
-    """(N, L, O)"""
-    shifts: list[int]
-    fold: Callable[[Tensor], Tensor]
-    """From a flat (shifts * O * C) to the weight's shape."""
+    shifts: Sequence[int] = (0,)
+    """Where in a row's pixels the factor of each part of the gradient begins."""
 
-    @property
-    def size(self) -> int:
-        """Numbers in one row's gradient."""
-        return len(self.shifts) * self.pixels.shape[2] * self.places.shape[2]
+    def __init__(self, layer: Matrix, given: Tensor, gradient: Tensor):
+        self.shape = layer.weight.shape
+        self.given, self.gradient = given, gradient
+        self.size = self.shape.numel()
+
+    def matrices(self, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Pixels (n, P, C) and places (n, L, O)."""
+        given, gradient = self.given[part], self.gradient[part]
+        rows = len(given)
+        return given.reshape(rows, -1, given.shape[-1]), gradient.reshape(
+            rows, -1, gradient.shape[-1]
+        )
+
+    def counts(self) -> tuple[int, int]:
+        """(P, L)"""
+        pixels = self.given[0].numel() // self.given.shape[-1]
+        return pixels, pixels
 
     def gradients(self, part: slice = slice(None)) -> Tensor:
-        """Every row's gradient (N, shifts, O, C)."""
-        pixels, places = self.pixels[part], self.places[part].transpose(1, 2)
-        length = places.shape[2]
-        return torch.stack([places @ pixels[:, s : s + length] for s in self.shifts], 1)
+        """Every row's gradient, its parts apart (shifts, n, O * C)."""
+        pixels, places = self.matrices(part)
+        rows, length, outer = places.shape
+        found = pixels.new_empty(len(self.shifts), rows, outer, pixels.shape[2])
+        for each, shift in zip(found, self.shifts, strict=True):
+            torch.bmm(places.transpose(1, 2), pixels[:, shift : shift + length], out=each)
+        return found.flatten(2)
+
+    def fold(self, flat: Tensor) -> Tensor:
+        """From (shifts, O * C) to the weight's shape."""
+        return flat.view(self.shape)
+
+    def multiplications(self, rows: int) -> tuple[float, float]:
+        """Of one record's norm from Gram matrices, and from its gradient."""
+        pixels, length = self.counts()
+        outer, parts = self.shape[0], len(self.shifts)
+        channels = self.size // (outer * parts)
+        gram = (rows * pixels) ** 2 * channels + (rows * length) ** 2 * (outer + parts)
+        return gram, rows * length * self.size
 
     def square_norms(self, rows: int) -> Tensor:
         """Squared norm of each record's gradient, its rows together: (N / rows,)."""
-        (count, pixels, channels), (_, length, outer) = self.pixels.shape, self.places.shape
-        gram = (rows * pixels) ** 2 * channels + (rows * length) ** 2 * (outer + len(self.shifts))
-        direct = rows * length * self.size
-        by_gram = _cheaper(gram, direct)
-        numbers = 2 * (rows * pixels) ** 2 if by_gram else rows * self.size
-        step = max(CHUNK_BYTES // (numbers * self.pixels.element_size()), 1) * rows
+        by_gram = _cheaper(*self.multiplications(rows))
+        numbers = 2 * (rows * self.counts()[0]) ** 2 if by_gram else rows * self.size
+        step = max(CHUNK_BYTES // (numbers * self.given.element_size()), 1) * rows
         norms = self._by_gram if by_gram else self._directly
-        parts = [slice(start, start + step) for start in range(0, count, step)]
-        return torch.cat([norms(part, rows) for part in parts])
+        starts = range(0, len(self.given), step)
+        return torch.cat([norms(slice(start, start + step), rows) for start in starts])
 
     def _directly(self, part: slice, rows: int) -> Tensor:
         found = self.gradients(part)
-        return found.view(-1, rows, self.size).sum(1).square().sum(1)
+        return _square_norms(found if rows == 1 else found.unflatten(1, (-1, rows)).sum(2))
 
     def _by_gram(self, part: slice, rows: int) -> Tensor:
         """Inner products of patches are sums of inner products of pixels, shifted."""
-        _, pixels, channels = self.pixels.shape
-        _, length, outer = self.places.shape
-        near = self.pixels[part].reshape(-1, rows * pixels, channels)
-        far = self.places[part].reshape(-1, rows * length, outer)
+        near, far = self.matrices(part)
+        pixels, length = near.shape[1], far.shape[1]
+        near, far = (t.reshape(-1, rows * t.shape[1], t.shape[2]) for t in (near, far))
         inner = (near @ near.transpose(1, 2)).view(-1, rows, pixels, rows, pixels)
         patches = sum(inner[:, :, s : s + length, :, s : s + length] for s in self.shifts)
         outputs = (far @ far.transpose(1, 2)).view(-1, rows, length, rows, length)
         return (patches * outputs).sum((1, 2, 3, 4))
 
 
-def _as_product(layer: Matrix, given: Tensor, gradient: Tensor) -> _Product:
-    if isinstance(layer, nn.Linear):
-        rows = len(given)
-        pixels = given.reshape(rows, -1, given.shape[-1])
-        places = gradient.reshape(rows, -1, gradient.shape[-1])
-        return _Product(pixels, places, [0], partial(_like, layer.weight.shape))
-    if isinstance(layer, nn.ConvTranspose2d):  # a convolution with its two ends exchanged
-        given, gradient = gradient, given
-    strided = max(layer.stride) > 1
-    even = all(k % s == 0 for k, s in zip(layer.kernel_size, layer.stride, strict=True))
-    if strided and not (even and max(layer.dilation) == 1):
-        return _unfolded(layer, given, gradient)
-    return _shifted(layer, given, gradient)
+class _Convolution(_Product):
+    """A convolution: one matrix product for each shift s of its kernel, without unfolding.
 
-
-def _unfolded(layer: nn.Conv2d | nn.ConvTranspose2d, given: Tensor, gradient: Tensor) -> _Product:
-    """The general convolution, by columns."""
-    assert not isinstance(layer.padding, str)
-    columns = functional.unfold(
-        given, layer.kernel_size, layer.dilation, layer.padding, layer.stride
-    )
-    places = gradient.flatten(2).transpose(1, 2)
-    return _Product(columns.transpose(1, 2), places, [0], partial(_like, layer.weight.shape))
-
-
-def _shifted(layer: nn.Conv2d | nn.ConvTranspose2d, given: Tensor, gradient: Tensor) -> _Product:
-    """A convolution of stride 1, or of a kernel that is a multiple of its stride.
+    gradient[n, s] = places[n].T @ pixels[n, s : s + L]
 
     Blocks of stride x stride pixels become channels, which leaves stride 1. Rows of the gradient
     are padded to the width of the padded input, so that each shift of the kernel is one slice of
-    the flattened input.
+    the flattened input. Where there are many places, or the stride does not divide the kernel,
+    rows become groups of one grouped convolution instead.
     """
-    (down, across), (tall, wide) = layer.stride, layer.kernel_size
-    steps = (tall // down, wide // across)  # of the kernel, once blocks are channels
-    outer, high, broad = gradient.shape[1:]
-    height = high + (steps[0] - 1) * layer.dilation[0]
-    width = broad + (steps[1] - 1) * layer.dilation[1]
-    pixels = _blocks(given, layer, (height, width))
-    places = gradient.new_zeros(len(gradient), high, width, outer)
-    places[:, :, :broad] = gradient.permute(0, 2, 3, 1)
-    length = (high - 1) * width + broad
-    shifts = [
-        a * layer.dilation[0] * width + b * layer.dilation[1]
-        for a in range(steps[0])
-        for b in range(steps[1])
-    ]
 
-    def fold(flat: Tensor) -> Tensor:
-        split = flat.view(*steps, outer, down, across, -1)
-        return split.permute(2, 5, 0, 3, 1, 4).reshape(layer.weight.shape)
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, given: Tensor, gradient: Tensor):
+        if isinstance(layer, nn.ConvTranspose2d):  # a convolution with its two ends exchanged
+            given, gradient = gradient, given
+        super().__init__(layer, given, gradient)
+        self.layer = layer
+        (down, across), (tall, wide) = layer.stride, layer.kernel_size
+        plain = max(layer.stride) == 1
+        self.shiftable = plain or (
+            max(layer.dilation) == 1 and tall % down == 0 and wide % across == 0
+        )
+        self.steps = (tall // down, wide // across)  # of the kernel, once blocks are channels
+        high, broad = gradient.shape[2:]
+        self.height = high + (self.steps[0] - 1) * layer.dilation[0]
+        self.width = broad + (self.steps[1] - 1) * layer.dilation[1]
+        self.shifts = [
+            a * layer.dilation[0] * self.width + b * layer.dilation[1]
+            for a in range(self.steps[0])
+            for b in range(self.steps[1])
+        ]
+        self.grouped = not self.shiftable or high * broad >= MANY_PLACES
 
-    return _Product(pixels, places.flatten(1, 2)[:, :length], shifts, fold)
+    def counts(self) -> tuple[int, int]:
+        high, broad = self.gradient.shape[2:]
+        return self.height * self.width, (high - 1) * self.width + broad
+
+    def multiplications(self, rows: int) -> tuple[float, float]:
+        gram, direct = super().multiplications(rows)
+        return gram if self.shiftable else math.inf, direct
+
+    def matrices(self, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        gradient = self.gradient[part]
+        rows, outer, high, broad = gradient.shape
+        places = gradient.new_zeros(rows, high, self.width, outer)
+        places[:, :, :broad] = gradient.permute(0, 2, 3, 1)
+        return self._blocks(self.given[part]), places.flatten(1, 2)[:, : self.counts()[1]]
+
+    def gradients(self, part: slice = slice(None)) -> Tensor:
+        if not self.grouped:
+            return super().gradients(part)
+        given, gradient, layer = self.given[part], self.gradient[part], self.layer
+        outer, *rest = self.shape
+        found = conv2d_weight(
+            given.reshape(1, -1, *given.shape[2:]), [len(given) * outer, *rest],
+            gradient.reshape(1, -1, *gradient.shape[2:]), layer.stride, layer.padding,
+            layer.dilation, groups=len(given),
+        )  # fmt: skip
+        return found.view(1, len(given), -1)
+
+    def fold(self, flat: Tensor) -> Tensor:
+        if self.grouped:
+            return super().fold(flat)
+        split = flat.view(*self.steps, self.shape[0], *self.layer.stride, -1)
+        return split.permute(2, 5, 0, 3, 1, 4).reshape(self.shape)
+
+    def _blocks(self, given: Tensor) -> Tensor:
+        """The padded input as (n, height * width, stride * stride * channels)."""
+        layer = self.layer
+        assert not isinstance(layer.padding, str)
+        (down, across), (top, left) = layer.stride, layer.padding
+        shape = (len(given), self.height * down, self.width * across, given.shape[1])
+        padded = given.new_zeros(shape)
+        rows, columns = (
+            min(size, end - start)
+            for size, end, start in zip(given.shape[2:], shape[1:3], (top, left), strict=True)
+        )
+        inside = given[:, :, :rows, :columns].permute(0, 2, 3, 1)
+        padded[:, top : top + rows, left : left + columns] = inside
+        if down == across == 1:
+            return padded.flatten(1, 2)
+        split = padded.view(len(given), self.height, down, self.width, across, -1)
+        return split.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
 
-def _blocks(given: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, shape: tuple[int, int]) -> Tensor:
-    """The padded input as (N, height * width, stride * stride * channels)."""
-    assert not isinstance(layer.padding, str)
-    (down, across), (top, left) = layer.stride, layer.padding
-    height, width = shape
-    padded = given.new_zeros(len(given), height * down, width * across, given.shape[1])
-    rows, columns = (
-        min(size, end - start)
-        for size, end, start in zip(given.shape[2:], padded.shape[1:3], (top, left), strict=True)
-    )
-    inside = given[:, :, :rows, :columns].permute(0, 2, 3, 1)
-    padded[:, top : top + rows, left : left + columns] = inside
-    if down == across == 1:
-        return padded.flatten(1, 2)
-    split = padded.view(len(given), height, down, width, across, -1)
-    return split.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+def _as_product(layer: Matrix, given: Tensor, gradient: Tensor) -> _Product:
+    if isinstance(layer, nn.Linear):
+        return _Product(layer, given, gradient)
+    return _Convolution(layer, given, gradient)
