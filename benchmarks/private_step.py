@@ -16,6 +16,7 @@ import datetime
 import gc
 import json
 import logging
+import os
 import platform
 import resource
 import statistics
@@ -25,6 +26,7 @@ import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,8 +55,8 @@ class Case:
     losses: Callable[..., Tensor]
     """(module, *inputs) to (records,)"""
 
-    def __call__(self, module: nn.Module) -> Tensor:
-        return self.losses(module, *self.inputs)
+    def __call__(self, module: nn.Module, part: slice = slice(None)) -> Tensor:
+        return self.losses(module, *(x[part] for x in self.inputs))
 
     @property
     def records(self) -> int:
@@ -141,7 +143,7 @@ def veil(case: Case, sigma: float) -> Step:
     optimiser, noise = torch.optim.RMSprop(parameters, RATE), Seeded(1)
 
     def step() -> list[Tensor]:
-        sums, _ = clipping.clipped_sum(case.module, lambda: case(case.module), case.records, CLIP)
+        sums, _ = clipping.clipped_sum(case.module, partial(case, case.module), case.records, CLIP)
         for parameter, total in zip(parameters, sums, strict=True):
             if sigma:
                 total = total + sigma * CLIP * noise.normal(total.numel()).view(total.shape)
@@ -325,7 +327,11 @@ def times(case: str, methods: list[str], rounds: int) -> dict[str, float]:
 def apart(what: str, *arguments: str, fast: str) -> dict[str, float] | str:
     """Run one of the measurements in a process of its own; a failure comes back as text."""
     command = [sys.executable, __file__, "--fastdp", fast, "--measure", what, *arguments]
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    # Large blocks go back to the system when they are freed, so that peaks are of what is in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    if what != "memory":
+        environment = dict(os.environ)
+    done = subprocess.run(command, text=True, capture_output=True, check=False, env=environment)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     lines = [line for line in done.stderr.splitlines() if line.strip()] or ["killed"]

@@ -62,10 +62,15 @@ def losses_of(module, rows=1):
     return losses
 
 
+def by_record(losses, inputs, rows=1):
+    """Losses of a part of the records, each of so many rows."""
+    return lambda part: losses(inputs[part.start * rows : part.stop * rows])
+
+
 def check(module, inputs, clip_norm, rows=1):
     losses = losses_of(module, rows)
     found, values = clipping.clipped_sum(
-        module, lambda: losses(inputs), len(inputs) // rows, clip_norm, rows=rows
+        module, by_record(losses, inputs, rows), len(inputs) // rows, clip_norm, rows=rows
     )
     torch.testing.assert_close(values, losses(inputs).detach())
     for ours, theirs in zip(found, naive(module, losses, inputs, clip_norm, rows), strict=True):
@@ -81,6 +86,7 @@ def way(request, monkeypatch):
         by_gram = request.param == "by Gram matrices"
         monkeypatch.setattr(clipping, "_cheaper", lambda gram, _: by_gram and gram < math.inf)
         monkeypatch.setattr(clipping, "CHUNK_BYTES", 20_000)  # several chunks
+        monkeypatch.setattr(clipping, "AT_ONCE", 4)  # several passes
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -118,14 +124,15 @@ def test_networks_are_exact(build, rows, clip_norm):
 
 
 def test_channels_last_changes_nothing():
-    inputs = torch.randn(5, 2, 16, 16, dtype=torch.float64)
+    inputs = torch.randn(6, 2, 16, 16, dtype=torch.float64)
 
     def clipped(memory_format):
         network = mixed().to(memory_format=memory_format)
         losses, given = losses_of(network), inputs.contiguous(memory_format=memory_format)
-        return clipping.clipped_sum(network, lambda: losses(given), 5, 0.3)[0]
+        return clipping.clipped_sum(network, by_record(losses, given), 6, 0.3)[0]
 
-    # Not against `naive`: torch's own gradients of one record in channels_last differ.
+    # Not against `naive`: torch 2.13's instance norm has wrong gradients for one record in
+    # channels_last.
     expected = clipped(torch.contiguous_format)
     for ours, theirs in zip(clipped(torch.channels_last), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -155,7 +162,7 @@ def test_a_denoiser_of_diffusers_is_exact():
         noise = network(images[chosen], times[chosen]).sample
         return (noise - images[chosen]).square().mean((1, 2, 3))
 
-    found, _ = clipping.clipped_sum(network, lambda: losses([0, 1, 2]), 3, 0.05)
+    found, _ = clipping.clipped_sum(network, lambda part: losses([0, 1, 2][part]), 3, 0.05)
     expected = naive(network, lambda record: losses(record.tolist()), torch.arange(3), 0.05)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
@@ -166,7 +173,7 @@ def test_removing_a_record_moves_the_sum_by_at_most_the_clip_norm():
 
     def total(records):
         losses = losses_of(network)
-        sums, _ = clipping.clipped_sum(network, lambda: losses(records), len(records), 0.05)
+        sums, _ = clipping.clipped_sum(network, by_record(losses, records), len(records), 0.05)
         return torch.cat([part.flatten() for part in sums])
 
     for gone in range(6):
@@ -178,10 +185,10 @@ def test_removing_a_record_moves_the_sum_by_at_most_the_clip_norm():
 def test_a_record_that_is_no_number_counts_as_zero(value):
     network, inputs = mixed(), torch.randn(5, 2, 16, 16, dtype=torch.float64)
     losses = losses_of(network)
-    good, _ = clipping.clipped_sum(network, lambda: losses(inputs[:4]), 4, 0.3)
+    good, _ = clipping.clipped_sum(network, by_record(losses, inputs), 4, 0.3)
     bad = inputs.clone()
     bad[4, 0, 3, 3] = value
-    found, _ = clipping.clipped_sum(network, lambda: losses(bad), 5, 0.3)
+    found, _ = clipping.clipped_sum(network, by_record(losses, bad), 5, 0.3)
     for ours, theirs in zip(found, good, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -206,7 +213,7 @@ def test_groups_are_clipped_as_one():
 def test_no_records_and_no_groups_give_zeros():
     network = critic()
     for sums, values in (
-        clipping.clipped_sum(network, lambda: 1 / 0, 0, 0.3),
+        clipping.clipped_sum(network, lambda part: 1 / 0, 0, 0.3),
         clipping.clipped_sum_of_groups(network, [], 0.3),
     ):
         assert all((part == 0).all() for part in sums)
@@ -228,25 +235,27 @@ def test_no_records_and_no_groups_give_zeros():
 def test_layers_that_cannot_be_clipped_are_refused_by_name(layer):
     network = nn.Sequential(nn.Flatten(2), layer)
     with pytest.raises(TypeError, match=rf"layer '1' \({type(layer).__name__}\).*allowed are Lin"):
-        clipping.clipped_sum(network, lambda: network(torch.zeros(2, 2, 8)), 2, 1.0)
+        clipping.clipped_sum(network, lambda part: network(torch.zeros(2, 2, 8)), 2, 1.0)
 
 
 def test_a_layer_used_twice_is_refused():
     layer = nn.Linear(3, 3)
     network = nn.Sequential(layer, nn.ReLU(), layer)
     with pytest.raises(TypeError, match="layer '0' is used twice"):
-        clipping.clipped_sum(network, lambda: network(torch.ones(2, 3)).sum(1), 2, 1.0)
+        clipping.clipped_sum(network, lambda part: network(torch.ones(2, 3)).sum(1), 2, 1.0)
 
 
 def test_parameters_used_behind_their_layers_back_are_refused():
     network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     with pytest.raises(TypeError, match=r"parameter '1\.weight' is not used"):
         clipping.clipped_sum(
-            network, lambda: (network[0](torch.ones(2, 3)) @ network[1].weight).sum(1), 2, 1.0
+            network, lambda part: (network[0](torch.ones(2, 3)) @ network[1].weight).sum(1), 2, 1.0
         )
 
 
 def test_another_number_of_rows_is_refused():
     network = nn.Linear(3, 1)
     with pytest.raises(TypeError, match="given 6 rows; allowed are 2 records"):
-        clipping.clipped_sum(network, lambda: network(torch.ones(6, 3)).view(2, 3).sum(1), 2, 1.0)
+        clipping.clipped_sum(
+            network, lambda part: network(torch.ones(6, 3)).view(2, 3).sum(1), 2, 1.0
+        )

@@ -115,9 +115,9 @@ def test_01_a_batch_gives_no_more_than_was_paid_for():
     )
     module, batch = torch.nn.Linear(3, 1), mechanism.draw()
     for _ in range(2):
-        batch.release(module, lambda: module(torch.ones(1, 3)).flatten(), 1)
+        batch.release(module, lambda part: module(torch.ones(1, 3)).flatten(), 1)
     with pytest.raises(ChargeError, match="paid for 2"):
-        batch.release(module, lambda: module(torch.ones(1, 3)).flatten(), 1)
+        batch.release(module, lambda part: module(torch.ones(1, 3)).flatten(), 1)
 
 
 def test_01_batches_of_one_run_are_independent_draws(pairs):
@@ -266,7 +266,9 @@ def test_10_no_record_changes_anothers_gradient(pairs):
     def alone(rows):
         batch = records[rows]
         return flat(
-            clipping.clipped_sum(critic, lambda: wgan.mean_score(critic(batch)), len(rows), 0.3)[0]
+            clipping.clipped_sum(
+                critic, lambda part: wgan.mean_score(critic(batch[part])), len(rows), 0.3
+            )[0]
         )
 
     for order in ([0, 1, 2, 3, 4, 5], [5, 0, 3, 2, 1, 4]):

@@ -31,6 +31,7 @@ from veil.generators.base import Generator
 from veil.patches import from_unit, to_unit
 from veil.privacy import accounting, randomness
 from veil.privacy.audit import Canaries, Probe, Silence, Watched
+from veil.privacy.clipping import Losses
 from veil.privacy.ledger import Event, Ledger, without_privacy
 from veil.privacy.mechanism import Batch, Mechanism, Unprotected
 from veil.provenance import derive_seed
@@ -349,8 +350,8 @@ class Game:
                 gap -= float(losses.sum()) / divisor / self.settings.critic_updates
         return gap
 
-    def _signed_scores(self, records: Tensor, signs: Tensor) -> Callable[[], Tensor]:
-        return lambda: signs * mean_score(self.critic(records))
+    def _signed_scores(self, records: Tensor, signs: Tensor) -> Losses:
+        return lambda part: signs[part] * mean_score(self.critic(records[part]))
 
     def _mean_of(self, records: Tensor, sign: float) -> Callable[[], Tensor]:
         return lambda: sign * mean_score(self.critic(records)).mean()

@@ -25,6 +25,7 @@ from scipy.stats import beta, binom
 from torch import Tensor, nn
 
 from veil.privacy.accounting import Charge
+from veil.privacy.clipping import Losses
 from veil.privacy.mechanism import Batch, Mechanism
 from veil.privacy.randomness import Randomness
 
@@ -114,7 +115,7 @@ class _WatchedBatch(Batch):
     _mechanism: Watched
 
     def release(
-        self, module: nn.Module, losses: Callable[[], Tensor], records: int
+        self, module: nn.Module, losses: Losses, records: int
     ) -> tuple[list[Tensor], Tensor]:
         sums, values = super().release(module, losses, records)
         self._mechanism.see(sums)

@@ -13,7 +13,7 @@ one grouped convolution; nothing is unfolded into columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,8 @@ from torch.nn.grad import conv2d_weight
 SLACK = 1e-6  # keeps rounding from letting a clipped record exceed the bound
 KEPT = 2  # record gradients may take so many times the room of what they let go
 MANY_PLACES = 400  # of an output, from which on a grouped convolution beats shifted products
-CHUNK_BYTES = 16 * 2**20  # working memory for norms of records whose gradients are not kept
+AT_ONCE, AT_ONCE_ON_GPU = 32, 512  # rows that go through the network together
+CHUNK_BYTES = 8 * 2**20  # what is worked on at a time
 ALLOWED = (
     "Linear, Conv2d and ConvTranspose2d (one group, zero padding given in numbers), GroupNorm, "
     "LayerNorm, InstanceNorm2d without running statistics, and layers without parameters that "
@@ -38,20 +39,20 @@ Matrix = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 Norm = nn.GroupNorm | nn.LayerNorm | nn.InstanceNorm2d
 
 
+Losses = Callable[[slice], Tensor]
+
+
 def clipped_sum(
-    module: nn.Module,
-    losses: Callable[[], Tensor],
-    records: int,
-    clip_norm: float,
-    *,
-    rows: int = 1,
+    module: nn.Module, losses: Losses, records: int, clip_norm: float, *, rows: int = 1
 ) -> tuple[list[Tensor], Tensor]:
     """Sum over records of each record's gradient, scaled to at most `clip_norm`.
 
-    `losses` runs `module` once on records * rows rows, a record's rows one after another, and
-    returns one loss a record (records,). Returns the sums, in the order of the parameters that
-    require gradients, and the losses. TypeError names a layer that is not supported, that is
-    used twice, or whose parameters are used without it.
+    `losses(part)` runs `module` once on the rows of the records in `part`, a record's `rows` rows
+    one after another, and returns one loss a record. Records go through a few at a time, which
+    changes the sum by rounding alone and needs less memory than a plain step on all of them.
+    Returns the sums, in the order of the parameters that require gradients, and all losses
+    (records,). TypeError names a layer that is not supported, that is used twice, or whose
+    parameters are used without it.
 
     Privacy: one record moves the sums by at most `clip_norm` in joint L2 norm (add or remove one
     record). A record whose gradient is not finite counts as zero, so that it can neither break
@@ -60,16 +61,19 @@ def clipped_sum(
     """
     check_supported(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    if not records:
-        return [torch.zeros_like(p) for p in parameters], torch.empty(0)
-    book = _Book(records, rows)
-    values = _backward(module, losses, book)
-    weights = _clip_weights(book.squares.sqrt(), clip_norm)
-    sums = dict(book.weighted_sums(weights))
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and parameter not in sums:
-            raise TypeError(f"parameter {name!r} is not used through its layer's own call")
-    return [sums[parameter] for parameter in parameters], values
+    sums = {id(p): torch.zeros_like(p) for p in parameters}
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    step = max((AT_ONCE if on_cpu else AT_ONCE_ON_GPU) // rows, 1)
+    values = []
+    for start in range(0, records, step):
+        part = slice(start, min(start + step, records))
+        book = _Book(part.stop - part.start, rows)
+        values.append(_backward(module, partial(losses, part), book))
+        _refuse_unused(module, sums.keys() - book.entered())
+        weights = _clip_weights(book.squares.sqrt(), clip_norm)
+        for parameter, total in book.weighted_sums(weights):
+            sums[id(parameter)] += total
+    return list(sums.values()), torch.cat(values) if values else torch.empty(0)
 
 
 def clipped_sum_of_groups(
@@ -132,6 +136,12 @@ def _refuse_mixing(module: nn.Module) -> None:
             )
 
 
+def _refuse_unused(module: nn.Module, unused: Set[int]) -> None:
+    for name, parameter in module.named_parameters():
+        if id(parameter) in unused:
+            raise TypeError(f"parameter {name!r} is not used through its layer's own call")
+
+
 def _trainable(layer: nn.Module) -> bool:
     return any(p.requires_grad for p in layer.parameters(recurse=False))
 
@@ -157,6 +167,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         ctx.see(gradient)
+        del ctx.see  # and with it the layer's input, which the graph would hold to the end
         return gradient, gradient.new_zeros(()), None
 
 
@@ -221,7 +232,7 @@ class _Book:
         size = self.records * product.size * given.element_size()
         replaced = (given.numel() + gradient.numel()) * given.element_size()
         if _worth_keeping(size, replaced):
-            self._keep(layer.weight, product.gradients(), product.fold)
+            self._keep(layer.weight, product.every_gradient(), product.fold)
         else:
             self.squares += product.square_norms(self.rows)
             self.held.append((layer, given, gradient))
@@ -256,6 +267,10 @@ class _Book:
             gradients = gradients.view(parts, self.records, self.rows, size).sum(2)
         self.squares += _square_norms(gradients)
         self.kept.append((parameter, gradients, fold or partial(_like, parameter.shape)))
+
+    def entered(self) -> set[int]:
+        """Identities of the parameters of which a gradient was seen."""
+        return {id(each[0]) for each in self.kept} | {id(layer.weight) for layer, *_ in self.held}
 
     def weighted_sums(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter with its gradient summed over records with these weights."""
@@ -330,13 +345,15 @@ class _Product:
 
     shifts: Sequence[int] = (0,)
     """Where in a row's pixels the factor of each part of the gradient begins."""
+    grouped = False
+    """Whether rows are groups of one convolution, not matrix products."""
 
     def __init__(self, layer: Matrix, given: Tensor, gradient: Tensor):
         self.shape = layer.weight.shape
         self.given, self.gradient = given, gradient
         self.size = self.shape.numel()
 
-    def matrices(self, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def matrices(self, part: slice) -> tuple[Tensor, Tensor]:
         """Pixels (n, P, C) and places (n, L, O)."""
         given, gradient = self.given[part], self.gradient[part]
         rows = len(given)
@@ -349,8 +366,21 @@ class _Product:
         pixels = self.given[0].numel() // self.given.shape[-1]
         return pixels, pixels
 
-    def gradients(self, part: slice = slice(None)) -> Tensor:
-        """Every row's gradient, its parts apart (shifts, n, O * C)."""
+    def every_gradient(self) -> Tensor:
+        """`gradients` of all rows, made of a few at a time."""
+        row = (self.given[0].numel() + self.gradient[0].numel()) * self.given.element_size()
+        step, rows = max(CHUNK_BYTES // row, 1), len(self.given)
+        if step >= rows:
+            return self.gradients(slice(None))
+        parts = 1 if self.grouped else len(self.shifts)
+        found = self.given.new_empty(parts, rows, self.size // parts)
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            found[:, part] = self.gradients(part)
+        return found
+
+    def gradients(self, part: slice) -> Tensor:
+        """Some rows' gradients, their parts apart (shifts, n, O * C)."""
         pixels, places = self.matrices(part)
         rows, length, outer = places.shape
         found = pixels.new_empty(len(self.shifts), rows, outer, pixels.shape[2])
@@ -434,14 +464,14 @@ class _Convolution(_Product):
         gram, direct = super().multiplications(rows)
         return gram if self.shiftable else math.inf, direct
 
-    def matrices(self, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def matrices(self, part: slice) -> tuple[Tensor, Tensor]:
         gradient = self.gradient[part]
         rows, outer, high, broad = gradient.shape
         places = gradient.new_zeros(rows, high, self.width, outer)
         places[:, :, :broad] = gradient.permute(0, 2, 3, 1)
         return self._blocks(self.given[part]), places.flatten(1, 2)[:, : self.counts()[1]]
 
-    def gradients(self, part: slice = slice(None)) -> Tensor:
+    def gradients(self, part: slice) -> Tensor:
         if not self.grouped:
             return super().gradients(part)
         given, gradient, layer = self.given[part], self.gradient[part], self.layer

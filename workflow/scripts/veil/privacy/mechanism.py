@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from veil.privacy import clipping
 from veil.privacy.accounting import Charge
+from veil.privacy.clipping import Losses
 from veil.privacy.randomness import Randomness
 
 
@@ -69,7 +70,7 @@ class Mechanism:
             )
 
     def release_public(
-        self, module: nn.Module, losses: Callable[[], Tensor], records: int
+        self, module: nn.Module, losses: Losses, records: int
     ) -> tuple[list[Tensor], Tensor]:
         """Noisy sum of clipped gradients over public records, which costs nothing."""
         sums, values = clipping.clipped_sum(module, losses, records, self.clip_norm)
@@ -109,7 +110,7 @@ class Batch:
         return len(self.indices)
 
     def release(
-        self, module: nn.Module, losses: Callable[[], Tensor], records: int
+        self, module: nn.Module, losses: Losses, records: int
     ) -> tuple[list[Tensor], Tensor]:
         """Noisy sum of clipped gradients, and the exact losses, which are private.
 
@@ -150,7 +151,7 @@ class Unprotected:
         """Nothing was charged."""
 
     def release_public(
-        self, module: nn.Module, losses: Callable[[], Tensor], records: int
+        self, module: nn.Module, losses: Losses, records: int
     ) -> tuple[list[Tensor], Tensor]:
         """Plain sum of gradients."""
         return UnprotectedBatch(torch.empty(0)).release(module, losses, records)
@@ -174,11 +175,11 @@ class UnprotectedBatch:
         return len(self.indices)
 
     def release(
-        self, module: nn.Module, losses: Callable[[], Tensor], records: int
+        self, module: nn.Module, losses: Losses, records: int
     ) -> tuple[list[Tensor], Tensor]:
         """Plain sum of gradients over the records, and their losses."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not records:
             return [torch.zeros_like(p) for p in parameters], torch.empty(0)
-        values = losses()
+        values = losses(slice(0, records))
         return list(torch.autograd.grad(values.sum(), parameters)), values.detach()
