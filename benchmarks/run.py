@@ -1,14 +1,16 @@
 """Veil against the tool that people use today, as ratios within one run.
 
-    .venv/bin/python benchmarks/run.py [patches] [scores] [step] [phantom]
+    .venv/bin/python benchmarks/run.py [patches] [scores] [phantom]
 
 Each row is the median of alternating runs of the two, so that a machine that drifts slows both.
 Results agree to rounding, and this is asserted. Prints Markdown for docs/benchmarks.md.
+The private step has its own script, private_step.py.
 """
 
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import statistics
 import sys
@@ -20,7 +22,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 from scipy.ndimage import distance_transform_edt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts"))
@@ -28,8 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts")
 from veil import config, patches, volumes
 from veil.cohorts import phantoms
 from veil.evaluation import segmentation
-from veil.generators import wgan
-from veil.privacy import clipping
 
 FULL = config.Phantom(
     shape=(312, 384, 127), zooms=(0.5, 0.5, 0.7), vessels=config.Vessels(branches=450)
@@ -123,51 +122,13 @@ def bench_scores() -> None:
     row("bAHD of 312 x 384 x 127", "two scipy distance transforms", ours, transforms, 3)
 
 
-def bench_step() -> None:
-    """Clipped gradient sum of the critic, per record, against a plain one and against Opacus."""
-    from opacus.grad_sample import GradSampleModule
-
-    torch.set_num_threads(2)
-    for width, size, batch in ((16, 96, 32), (16, 96, 128), (96, 96, 32)):
-        settings = config.WganGenerator(kind="wgan", critic_width=width)
-        critic = wgan.build_critic(settings, size)
-        wgan.initialise(critic, torch.Generator().manual_seed(1))
-        hooked = GradSampleModule(wgan.build_critic(settings, size), loss_reduction="sum")
-        hooked.load_state_dict({f"_module.{k}": v for k, v in critic.state_dict().items()})
-        x = torch.randn(batch, 2, size, size)
-
-        def plain(critic=critic, x=x) -> list[torch.Tensor]:
-            scores = wgan.mean_score(critic(x))
-            return list(torch.autograd.grad(scores.sum(), list(critic.parameters())))
-
-        def ours(critic=critic, x=x) -> list[torch.Tensor]:
-            return clipping.clipped_sum(critic, wgan.mean_score, x, 1e-3)[0]
-
-        def opacus(hooked=hooked, x=x) -> list[torch.Tensor]:
-            hooked.zero_grad(set_to_none=True)
-            wgan.mean_score(hooked(x)).sum().backward()
-            samples = [p.grad_sample for p in hooked.parameters()]
-            norms = torch.stack([s.flatten(1).norm(dim=1) for s in samples]).norm(dim=0)
-            weights = (1e-3 / (norms + 1e-6)).clamp(max=1)
-            sums = [torch.einsum("b,b...->...", weights, s) for s in samples]
-            for p in hooked.parameters():
-                p.grad_sample = None
-            return sums
-
-        for mine, other in zip(ours(), opacus(), strict=True):
-            torch.testing.assert_close(mine, other, rtol=2e-2, atol=1e-6)
-        name = f"private critic step, width {width}, batch {batch}"
-        row(name, "the same without privacy", ours, plain, 5)
-        row(name, "Opacus hooks", ours, opacus, 3)
-
-
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["phantom", "patches", "scores", "step"]
+    chosen = sys.argv[1:] or ["phantom", "patches", "scores"]
     versions = ", ".join(
-        f"{p} {version(p)}" for p in ("torch", "numpy", "scipy", "nibabel", "opacus")
+        f"{p} {version(p)}" for p in ("numpy", "scipy", "nibabel")
     )
-    threads = torch.get_num_threads()
-    print(f"{datetime.date.today()}, {platform.machine()}, {threads} threads, {versions}\n")
+    threads = os.cpu_count()
+    print(f"{datetime.date.today()}, {platform.machine()}, {threads} cores, {versions}\n")
     print("| work | Veil | peer | peer's time | ratio |\n|---|---|---|---|---|")
     for name in chosen:
         globals()[f"bench_{name}"]()

@@ -67,7 +67,7 @@ def test_a_state_with_fewer_or_more_draws_than_steps_is_refused(place):
             faults.fit(given, place, place / "run")
 
 
-def test_a_run_with_secure_noise_resumes_and_never_repeats(place, monkeypatch):
+def test_a_run_with_secure_noise_resumes_and_never_repeats(place):
     """The key lies in the checkpoint, so that a kill changes nothing; another run has another."""
     given = faults.task(noise="secure")
     made = []

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from veil import artifacts
+
 SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
 PARTS = ("Snakefile", "config", "profiles", "workflow", "tests/fixtures")
 TINY = ("--configfile", "tests/fixtures/tiny.yaml")
@@ -140,6 +142,33 @@ def test_unknown_keys_are_refused_before_anything_runs(fresh):
     assert "Traceback" not in done.stdout
 
 
+def test_the_plan_of_the_whole_paper_is_the_known_table(fresh):
+    """Published, true bound and valid default of every noise level, per patch; then per patient."""
+    done = snakemake(fresh, "plan", "--configfile", "config/studies/kossen2022.yaml")
+    assert done.returncode == 0, done.stdout[-3000:]
+    rows = {tuple(cells[:2]): cells for cells in map(str.split, done.stdout.splitlines())}
+    head = next(line for line in done.stdout.splitlines() if "eps published" in line)
+    assert head.split()[:5] == ["generator", "privacy", "seeds", "sigma", "draws"]
+
+    def found(generator: str, sigma: float) -> list[float]:
+        """Published, patch and patient epsilon."""
+        cells = rows[generator, f"sigma-{sigma:g}"]
+        return [float("nan" if cell == "-" else cell) for cell in cells[6:9]]
+
+    for sigma, published, true, valid in (
+        (2, 1.3, 1.13, 0.82), (1.5, 1.9, 2.36, 1.19), (1.2, 2.7, 5.7, 1.65), (1, 3.6, 13, 2.24),
+        (0.8, 5.7, 37.8, 3.53), (0.725, 7.3, 60.6, 4.52), (0.65, 10.2, 101, 6.24),
+    ):  # fmt: skip
+        claimed, patch, patient = found("wgan-as-published", sigma)
+        assert claimed == pytest.approx(published, abs=0.05)
+        assert patch == pytest.approx(true, rel=0.02)
+        _, default, default_patient = found("wgan", sigma)
+        assert default == pytest.approx(valid, rel=0.02)
+        assert patient > 100 * patch and default_patient > 100 * default
+    assert rows["phantom", "none"][7:9] == ["0", "0"]
+    assert not (fresh / "results").exists()
+
+
 def test_lint(fresh):
     done = snakemake(fresh, "--lint")
     assert done.returncode == 0, done.stdout
@@ -154,8 +183,8 @@ def test_the_tiny_study_reaches_its_report(project):
         assert words in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     scores = pd.read_csv(project / "results/report/tables/scores.tsv", sep="\t")
-    # 5 points and the threshold, 3 test patients, 3 metrics.
-    assert len(scores) == 6 * 3 * 3
+    # 6 points and the threshold, 3 test patients, 3 metrics.
+    assert len(scores) == 7 * 3 * 3
     points = pd.read_csv(project / "results/report/tables/points.tsv", sep="\t")
     loops = points.set_index(["generator", "privacy"])
     assert loops.loc[("phantom", "none"), "epsilon"] == 0
@@ -166,6 +195,23 @@ def test_the_tiny_study_reaches_its_report(project):
         loops.loc[("wgan", "sigma-2"), "epsilon_patient"]
         > loops.loc[("wgan", "sigma-2"), "epsilon"]
     )
+
+
+def test_a_point_with_patients_as_the_unit_says_so_all_the_way(project):
+    place = project / POINT.replace("sigma-2", "patient-eps-5")
+    stated = artifacts.read_sealed(place / "generator/privacy.json")
+    assert (stated["unit"], stated["neighbouring_relation"]) == (
+        "patient",
+        "add or remove one patient",
+    )
+    assert stated["epsilon_patient"] <= 5
+    points = pd.read_csv(project / "results/report/tables/points.tsv", sep="\t")
+    row = points.set_index(["generator", "privacy"]).loc[("wgan", "patient-eps-5")]
+    assert row["epsilon_patient"] == pytest.approx(stated["epsilon_patient"])
+    audited = pd.read_csv(place / "scores/audit.tsv", sep="\t")
+    assert set(audited.unit) == {"patient"}
+    assert (audited.claim == stated["epsilon_patient"]).all()
+    assert "add or remove one patient" in (project / "results/report/index.html").read_text()
 
 
 def test_nothing_is_left_to_be_done(project):

@@ -162,7 +162,7 @@ class Wgan(Generator):
             owners=alone if self.task.level.unit == "patient" else None,
         )
         for _ in range(self.updates):
-            game.step()
+            game.critic_updates()  # a generator update reads nothing private
         return watched
 
     @property

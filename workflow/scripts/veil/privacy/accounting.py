@@ -219,12 +219,16 @@ def calibrate(
 
     grid = math.sqrt(GRID_ERROR * target / draws)
 
+    def charged(noise: float) -> list[Charge]:
+        return [
+            Charge(
+                sampling_rate=sampling_rate, noise_multiplier=noise, draws=draws,
+                releases_per_draw=releases_per_draw,
+            )  # fmt: skip
+        ]
+
     def excess(noise: float) -> float:
-        charge = Charge(
-            sampling_rate=sampling_rate, noise_multiplier=noise, draws=draws,
-            releases_per_draw=releases_per_draw,
-        )  # fmt: skip
-        return _pld_epsilon([charge], delta, grid) / target - 1
+        return _pld_epsilon(charged(noise), delta, grid) / target - 1
 
     least = LEAST_NOISE * math.sqrt(releases_per_draw)
     low, high = least, max(1.0, 2 * least)
@@ -238,7 +242,7 @@ def calibrate(
             "epsilons, or 'none'"
         )
     noise = math.ceil(brentq(excess, low, high, xtol=5e-5) * 1e4) / 1e4
-    while excess(noise) > 0:
+    while epsilon(charged(noise), delta) > target:  # as it will be stated, on a grid of its own
         noise = round(noise + 1e-4, 4)
     return noise
 
