@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from veil import config, patches
+from veil.cohorts import phantoms
+from veil.evaluation.segmentation import dice
 from veil.segmentation import inference, unet
 
 CPU = torch.device("cpu")
@@ -40,6 +42,35 @@ def test_a_unet_learns_discs(tmp_path, discs, cell):
     segmenter.save(tmp_path / "unet.safetensors", SETTINGS.channels)
     again = unet.Segmenter.load(tmp_path / "unet.safetensors", CPU)
     np.testing.assert_array_equal(again(discs[:5, 0]), segmenter(discs[:5, 0]))
+
+
+@pytest.fixture(scope="module")
+def angiograms():
+    """Patches of 2-D phantoms, a quarter of them vessel: uint8 (N, 2, 48, 48)."""
+    drawing = config.Phantom(
+        shape=(300, 300, 1), zooms=(0.3, 0.3, 1.0),
+        vessels=config.Vessels(branches=30, trunk_radius=(0.8, 3.2), least_radius=0.2),
+    )  # fmt: skip
+    parts, cutting = [], config.Patches(size=48, per_patient=60)
+    for seed in range(6):
+        drawn, rng = phantoms.draw(drawing, seed), np.random.default_rng(seed)
+        label, brain = drawn.label.astype(bool), drawn.brain.astype(bool)
+        centres, _ = patches.choose_centres(label, brain, cutting, rng)
+        parts.append(patches.cut(drawn.image, drawn.label, centres, 48))
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 5, 9])
+def test_no_seed_ends_with_foreground_everywhere(tmp_path, angiograms, seed):
+    """The Dice loss is flat there; a quick Adam once ran into it with every fourth seed."""
+    settings = config.Segmentation(channels=(12, 24, 48, 96), batch_size=8, steps=60)
+    cell = "lr-0.0015_dropout-0_augment-off"
+    segmenter = unet.train(
+        angiograms, settings, cell, seed=seed, state=tmp_path, device=CPU, identity={}
+    )
+    labels = angiograms[:100, 1].astype(bool)
+    found = segmenter(angiograms[:100, 0]) > 0.5
+    assert dice(found, labels) > dice(np.ones_like(labels), labels) + 0.2
 
 
 def test_the_papers_unet_has_its_channels():

@@ -75,8 +75,7 @@ class Probe(nn.Module):
         self.scale = 2 * clip_norm
 
     def forward(self, pairs: Tensor) -> Tensor:
-        score: Tensor = self.weights(self.scale * pairs[:, 1].flatten(1))
-        return score
+        return self.scale * self.weights(pairs[:, 1].flatten(1))
 
 
 class Watched(Mechanism):
@@ -137,7 +136,7 @@ class Silence(nn.Module):
         self.edge, self.nothing = edge, nn.Parameter(torch.zeros(()))
 
     def forward(self, latents: Tensor) -> Tensor:
-        return torch.zeros(len(latents), 2, self.edge, self.edge) * self.nothing
+        return self.nothing.expand(len(latents), 2, self.edge, self.edge)
 
 
 # ------------------------------------------------------------------ from scores to bounds

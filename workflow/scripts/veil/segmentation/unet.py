@@ -16,6 +16,7 @@ from veil import artifacts, config, training
 
 ROTATION = math.radians(30)
 SHEAR = math.radians(20)
+ADAM_EPS = 1e-4
 
 
 class Dropout(nn.Module):
@@ -36,7 +37,8 @@ class UNet(nn.Module):
     """Images (B, 1, H, W), standardised, to logits (B, 1, H, W).
 
     Two 3 x 3 convolutions a level with dropout between them, no normalisation, nearest
-    upsampling and concatenation. H and W must halve len(channels) - 1 times.
+    upsampling and concatenation. H and W must halve len(channels) - 1 times. Initialised after
+    Glorot, which starts near probabilities of 1/2.
     """
 
     def __init__(self, channels: Sequence[int], dropout: float, random: torch.Generator):
@@ -52,7 +54,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(channels[0], 1, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                nn.init.kaiming_normal_(layer.weight, generator=random)
+                nn.init.xavier_uniform_(layer.weight, generator=random)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,7 +163,9 @@ class _Training:
         self.network, self.pairs, self.mean, self.deviation = network, pairs, mean, deviation
         self.rate, self.moves, self.settings = rate, moves, settings
         self.random, self.device, self.taken = random, device, 0
-        self.optimiser = torch.optim.Adam(network.parameters(), rate)
+        # Where every voxel is foreground, the Dice loss is flat. Adam, which divides by the slope,
+        # would go on into that flat and never come back: its eps must not be far below the slopes.
+        self.optimiser = torch.optim.Adam(network.parameters(), rate, eps=ADAM_EPS)
 
     def step(self) -> dict[str, float]:
         self._set_rate()
