@@ -124,9 +124,7 @@ def bench_scores() -> None:
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or ["phantom", "patches", "scores"]
-    versions = ", ".join(
-        f"{p} {version(p)}" for p in ("numpy", "scipy", "nibabel")
-    )
+    versions = ", ".join(f"{p} {version(p)}" for p in ("numpy", "scipy", "nibabel"))
     threads = os.cpu_count()
     print(f"{datetime.date.today()}, {platform.machine()}, {threads} cores, {versions}\n")
     print("| work | Veil | peer | peer's time | ratio |\n|---|---|---|---|---|")

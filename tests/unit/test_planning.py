@@ -43,7 +43,9 @@ def test_patients_are_told_what_they_cannot_pay_for():
 
 @pytest.mark.parametrize("kind", ["phantom", "real"])
 def test_what_is_not_private_says_so(kind):
-    settings = config.RealGenerator(kind=kind) if kind == "real" else config.PhantomGenerator(kind=kind)
+    settings = (
+        config.RealGenerator(kind=kind) if kind == "real" else config.PhantomGenerator(kind=kind)
+    )
     row = row_of(level="none", settings=settings)
     assert (row["eps patient"] == 0) == (kind == "phantom")
     assert row["PFLOP"] == row["hours here"] == 0

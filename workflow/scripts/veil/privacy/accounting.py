@@ -222,9 +222,11 @@ def calibrate(
     def charged(noise: float) -> list[Charge]:
         return [
             Charge(
-                sampling_rate=sampling_rate, noise_multiplier=noise, draws=draws,
+                sampling_rate=sampling_rate,
+                noise_multiplier=noise,
+                draws=draws,
                 releases_per_draw=releases_per_draw,
-            )  # fmt: skip
+            )
         ]
 
     def excess(noise: float) -> float:
