@@ -245,6 +245,65 @@ def test_a_layer_used_twice_is_refused():
         clipping.clipped_sum(network, lambda part: network(torch.ones(2, 3)).sum(1), 2, 1.0)
 
 
+def test_layers_that_share_a_parameter_are_refused():
+    network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    network[2].weight = network[0].weight
+    with pytest.raises(TypeError, match="layer '0' is used twice or shares a parameter"):
+        clipping.clipped_sum(network, lambda part: network(torch.ones(2, 3)).sum(1), 2, 1.0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0, 3000.0, 1e5])
+def test_norms_that_cancel_in_float32_are_never_too_small(offset, monkeypatch):
+    """Four tokens whose Gram matrices are nearly constant: what is left is rounding."""
+    monkeypatch.setattr(clipping, "_cheaper", lambda gram, direct: True)
+    monkeypatch.setattr(clipping, "_worth_keeping", lambda size, replaced: False)
+    layer = nn.Linear(64, 64, bias=False)
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        tokens = offset + torch.randn(1, 4, 64, generator=random)
+        pull = torch.randn(1, 4, 64, generator=random)
+        pull -= pull.mean(1, keepdim=True)
+        total, _ = clipping.clipped_sum(
+            layer, lambda part, t=tokens, p=pull: (layer(t[part]) * p).flatten(1).sum(1), 1, 1.0
+        )
+        assert 0 < total[0].norm().item() <= 1 + 1e-3
+        assert offset or total[0].norm().item() > 0.99
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_sums_of_bfloat16_weights_gather_in_float32(grouped):
+    """In bfloat16, one record more than 512 moves a sum by 4 or by nothing."""
+    layer, ones = nn.Linear(1, 1, bias=False).bfloat16(), torch.ones(600, 1).bfloat16()
+
+    def total(records):
+        if grouped:
+            groups = [[lambda: layer(ones[:1]).sum()] for _ in range(records)]
+            return clipping.clipped_sum_of_groups(layer, groups, 1.0)[0][0].item()
+        losses = lambda part: layer(ones[part]).sum(1)  # noqa: E731
+        return clipping.clipped_sum(layer, losses, records, 1.0)[0][0].item()
+
+    for records in (513, 514, 515):
+        assert total(records + 1) - total(records) == pytest.approx(1, abs=1e-3)
+
+
+def test_norms_and_sums_are_made_without_tf32(monkeypatch):
+    seen, place = [], torch.backends.cuda.matmul
+    before, place.allow_tf32 = place.allow_tf32, True
+    for name in ("enter", "weighted_sums"):
+        plain = getattr(clipping._Book, name)
+
+        def watched(*given, plain=plain):
+            seen.append(place.allow_tf32 or torch.backends.cudnn.allow_tf32)
+            return plain(*given)
+
+        monkeypatch.setattr(clipping._Book, name, watched)
+    layer = nn.Linear(2, 1)
+    clipping.clipped_sum(layer, lambda part: layer(torch.ones(2, 2)[part]).sum(1), 2, 1.0)
+    assert seen == [False, False]
+    assert place.allow_tf32
+    place.allow_tf32 = before
+
+
 def test_parameters_used_behind_their_layers_back_are_refused():
     network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     with pytest.raises(TypeError, match=r"parameter '1\.weight' is not used"):

@@ -6,7 +6,6 @@ that these tests notice.
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import replace
 
@@ -40,6 +39,11 @@ class Recorder(Mechanism):
     """
 
     script = None
+
+    def draw(self):
+        batch = super().draw()
+        self.__dict__.setdefault("batches", []).append(tuple(batch.indices.tolist()))
+        return batch
 
     def noised(self, sums):
         sums = list(sums)
@@ -134,9 +138,9 @@ def test_01_batches_of_one_run_are_independent_draws(pairs):
 
 
 def test_01_critic_updates_of_the_valid_loop_see_different_batches(pairs):
-    _, mechanism = game(pairs, sampling_rate=0.5, noise_multiplier=1e-6)
-    sums = [flat(part) for part in mechanism.exact]
-    assert len(sums) == mechanism.draws == 15
+    _, mechanism = game(pairs, sampling_rate=0.5)
+    assert len(mechanism.exact) == mechanism.draws == 15
+    assert len(set(mechanism.batches)) == 15
 
 
 @pytest.mark.parametrize(
@@ -242,7 +246,8 @@ def test_08_one_unit_moves_a_release_by_at_most_the_clip_norm(pairs, loop, clip_
         _, less = game(pairs[order][:-unit], loop, **changes)
         moved.append((flat(whole.sent[0]) - flat(less.sent[0])).norm().item())
     assert max(moved) <= clip_norm * (1 + 1e-3)
-    assert max(moved) > 0.9 * clip_norm or clip_norm == 1.0
+    if clip_norm == 1e-3:  # where every gradient is beyond it
+        assert max(moved) > 0.9 * clip_norm
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -284,6 +289,16 @@ def test_11_noise_has_its_deviation_and_never_repeats(source):
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.01
 
 
+def test_11_noise_has_the_tails_of_a_normal():
+    """Float32 deviates end at 5.8: a sum beyond that has no noise that could explain it away."""
+    stream, largest = Seeded(0), 0.0
+    for _ in range(40):
+        largest = max(largest, stream.normal(5_000_000).abs().max().item())
+        if largest > 5.8:
+            return
+    pytest.fail(f"the largest of 2e8 deviates is {largest}; some are beyond 5.8")
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_11_releases_carry_the_noise_that_was_charged(pairs, loop):
     _, mechanism = game(pairs, loop)
@@ -298,7 +313,7 @@ def test_11_releases_carry_the_noise_that_was_charged(pairs, loop):
 def test_11_no_seed_is_printed():
     statement = generators.build(task()).spent()
     assert "seed" not in {key.lower() for key in statement}
-    assert "do not publish" in statement["noise"]
+    assert "not for release" in statement["noise"]
 
 
 @pytest.mark.parametrize("loop", ["valid", "patient"])
@@ -328,8 +343,10 @@ def test_13_patches_are_prepared_each_by_itself(rng):
         (scale(image) == prepared).all() for image, prepared in zip(stack, together, strict=True)
     )
     assert (together[2] == 0).all()
-    settings = inspect.getsource(wgan).count("pairs.mean") + inspect.getsource(wgan).count(".std(")
-    assert settings == 0
+    pairs = rng.integers(0, 255, (6, 2, 16, 16)).astype(np.uint8)
+    few, all_of_them = game(pairs[:3], steps=0)[0], game(pairs, steps=0)[0]
+    rows = torch.arange(3)
+    assert torch.equal(few._take(rows), all_of_them._take(rows))
 
 
 @pytest.mark.parametrize("loop", LOOPS)

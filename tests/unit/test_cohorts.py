@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -153,6 +155,21 @@ def test_without_a_split_column_patients_are_dealt_out_by_seed(cohort):
         [p.split for p in bids.find(cohort, other.model_copy(update={"seed": s}))] for s in range(8)
     ]
     assert len({tuple(deal) for deal in deals}) > 1
+
+
+def test_a_patient_less_moves_at_most_one_other_into_training():
+    """Otherwise adding a patient would not be adding a patient: the whole training set would move."""
+    table = pd.DataFrame({"participant_id": [f"sub-{n:03}" for n in range(67)], "split": ""})
+    splits = Splits(train=41, validation=11, test=14)
+
+    def training(rows: pd.DataFrame) -> set[str]:
+        rows = rows.reset_index(drop=True)
+        dealt = bids._deal(Path("cohort"), rows, splits, 1)
+        return set(rows.participant_id[dealt == "train"])
+
+    whole = training(table)
+    for gone in range(67):
+        assert len(whole ^ training(table.drop(index=gone))) <= 2
 
 
 def test_sizes_that_differ_from_the_public_numbers_are_told(cohort):

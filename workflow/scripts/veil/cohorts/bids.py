@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
@@ -184,7 +185,10 @@ def _deal(root: Path, table: pd.DataFrame, splits: Splits, seed: int | None) -> 
         )
     order = np.arange(len(table))
     if seed is not None:
-        order = np.random.default_rng(seed).permutation(order)
+        # Each by a hash of their own, so that a patient more or less moves no more than one
+        # other patient a split, rather than dealing the whole cohort anew.
+        marks = [f"{seed}/{patient}" for patient in table["participant_id"]]
+        order = np.argsort([hashlib.sha256(mark.encode()).hexdigest() for mark in marks])
     dealt = pd.Series("unused", index=table.index)
     dealt.iloc[order[: len(wanted)]] = wanted  # rows are sorted, so their order on disk is moot
     return dealt

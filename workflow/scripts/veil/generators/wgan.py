@@ -147,8 +147,8 @@ class Wgan(Generator):
             self.charge,
             canaries,
             clip_norm=settings.clip_norm,
-            sampler=randomness.Seeded(derive_seed(seed, "batches")),
-            noise=randomness.Seeded(derive_seed(seed, "noise")),
+            sampler=randomness.source(self.task.noise, derive_seed(seed, "batches")),
+            noise=randomness.source(self.task.noise, derive_seed(seed, "noise")),
         )
         alone = [np.array([row]) for row in range(len(canaries))]
         game = Game(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.stats import beta, binom
+from scipy.stats import beta, binom, norm
 from torch import Tensor, nn
 
 from veil.privacy.accounting import Charge
@@ -145,28 +145,39 @@ class Silence(nn.Module):
 def gradient_canary(scores: np.ndarray, inside: np.ndarray, delta: float) -> Bound:
     """Bound from the error rates of one threshold, by Clopper and Pearson.
 
-    `scores` float (m,), `inside` bool (m,). The threshold is chosen on one half of the
-    canaries and its errors are counted on the other, so that choosing costs nothing. Two
+    `scores` float (m,), `inside` bool (m,). The threshold is chosen on an eighth of the
+    canaries and its errors are counted on the others, so that choosing costs nothing. Two
     inequalities are tried, each at half the error probability.
     """
-    half = np.arange(len(scores)) % 2 == 0
-    threshold = _best_threshold(scores[half], inside[half], delta)
-    guessed, truth = scores[~half] >= threshold, inside[~half]
+    first = np.arange(len(scores)) % 8 == 0
+    truth = inside[~first]
     present, absent = int(truth.sum()), int((~truth).sum())
-    found = _from_errors(int((guessed & truth).sum()), present, int((guessed & ~truth).sum()),
-                         absent, delta)  # fmt: skip
+    threshold = _best_threshold(scores[first], inside[first], present, absent, delta)
+    guessed = scores[~first] >= threshold
+    caught, alarms = int((guessed & truth).sum()), int((guessed & ~truth).sum())
+    found = _from_errors(caught, present, alarms, absent, delta)
     return Bound("gradient canary", found, _from_errors(present, present, 0, absent, delta))
 
 
-def _best_threshold(scores: np.ndarray, inside: np.ndarray, delta: float) -> float:
-    order = np.argsort(-scores)
-    caught, alarms = np.cumsum(inside[order]), np.cumsum(~inside[order])
-    present, absent = int(caught[-1]), int(alarms[-1])
-    bounds = [
-        _from_errors(int(c), present, int(a), absent, delta)
-        for c, a in zip(caught, alarms, strict=True)
-    ]
-    return float(scores[order[int(np.argmax(bounds))]])
+def _best_threshold(
+    scores: np.ndarray, inside: np.ndarray, present: int, absent: int, delta: float
+) -> float:
+    """The threshold that would do best on so many canaries, by smoothed error rates.
+
+    Counted tails of a few canaries are guesswork: each score stands for a small normal around
+    it, half as wide as Silverman's rule has it, which suits what is not normal as well.
+    """
+
+    def beyond(own: np.ndarray, count: int) -> np.ndarray:
+        width = max(0.53 * own.std() * len(own) ** -0.2, 1e-9)
+        return np.rint(count * norm.sf((thresholds[:, None] - own) / width).mean(1)).astype(int)
+
+    if inside.all() or not inside.any():
+        return float(np.median(scores))
+    thresholds = np.quantile(scores, np.linspace(0, 1, 400))
+    expected = zip(beyond(scores[inside], present), beyond(scores[~inside], absent), strict=True)
+    bounds = [_from_errors(int(c), present, int(a), absent, delta) for c, a in expected]
+    return float(thresholds[int(np.argmax(bounds))])
 
 
 def _from_errors(caught: int, present: int, alarms: int, absent: int, delta: float) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -61,7 +61,7 @@ def clipped_sum(
     """
     check_supported(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    sums = {id(p): torch.zeros_like(p) for p in parameters}
+    sums = {id(p): _zeros(p) for p in parameters}
     on_cpu = next(module.parameters()).device.type == "cpu"
     step = max((AT_ONCE if on_cpu else AT_ONCE_ON_GPU) // rows, 1)
     values = []
@@ -71,8 +71,9 @@ def clipped_sum(
         values.append(_backward(module, partial(losses, part), book))
         _refuse_unused(module, sums.keys() - book.entered())
         weights = _clip_weights(book.squares.sqrt(), clip_norm)
-        for parameter, total in book.weighted_sums(weights):
-            sums[id(parameter)] += total
+        with _full_precision():
+            for parameter, total in book.weighted_sums(weights):
+                sums[id(parameter)] += total
     return list(sums.values()), torch.cat(values) if values else torch.empty(0)
 
 
@@ -89,21 +90,42 @@ def clipped_sum_of_groups(
     """
     _refuse_mixing(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    sums = [torch.zeros_like(p) for p in parameters]
+    sums = [_zeros(p) for p in parameters]
     values = []
     for parts in groups:
-        total = [torch.zeros_like(p) for p in parameters]
+        total = [_zeros(p) for p in parameters]
         value = torch.zeros((), device=parameters[0].device)
         for part in parts:
             loss = part()
             value = value + loss.detach()
-            torch._foreach_add_(total, torch.autograd.grad(loss, parameters))
+            for held, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+                held += gradient
         values.append(value)
         norm = torch.stack([torch.linalg.vector_norm(part.double()) for part in total]).norm()
         weight = float(_clip_weights(norm, clip_norm))
         if weight:
             torch._foreach_add_(sums, total, alpha=weight)
     return sums, torch.stack(values) if values else torch.empty(0)
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    """Where sums gather: in bfloat16 a record more could move a large sum by many clip norms."""
+    half = parameter.element_size() < 4
+    return torch.zeros_like(parameter, dtype=torch.float32 if half else parameter.dtype)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32: its errors would pass what `SLACK` leaves between a norm and the sum it bounds."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 def _clip_weights(norms: Tensor, clip_norm: float) -> Tensor:
@@ -166,7 +188,8 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        ctx.see(gradient)
+        with _full_precision():
+            ctx.see(gradient)
         del ctx.see  # and with it the layer's input, which the graph would hold to the end
         return gradient, gradient.new_zeros(()), None
 
@@ -202,20 +225,25 @@ class _Book:
     """(parameter, gradients (parts, records, n), from their sum (parts, n) to its shape)."""
     held: list[tuple[Matrix, Tensor, Tensor]] = field(default_factory=list)
     """(layer, input, output gradient) of layers whose records' gradients are too large to keep."""
-    seen: set[nn.Module] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
+    """Identities of parameters."""
 
     def enter(self, name: str, layer: nn.Module, given: Tensor, gradient: Tensor) -> None:
         """Take note of one layer's input and output gradient."""
-        if layer in self.seen:
-            raise TypeError(f"layer {name!r} is used twice: its parts would be clipped apart")
-        self.seen.add(layer)
+        own = {id(parameter) for parameter in layer.parameters(recurse=False)}
+        if own & self.seen:
+            raise TypeError(
+                f"layer {name!r} is used twice or shares a parameter with another: its parts "
+                "would be clipped apart"
+            )
+        first, self.seen = not self.seen, self.seen | own
         if len(given) != self.records * self.rows:
             raise TypeError(
                 f"layer {name!r} was given {len(given)} rows; allowed are {self.records} records "
                 f"of {self.rows} row(s)"
             )
         given, gradient = (t.float() if t.element_size() < 4 else t for t in (given, gradient))
-        if len(self.seen) == 1:
+        if first:
             self.squares = gradient.new_zeros(self.records)
         if isinstance(layer, Norm):
             self._enter_norm(layer, given, gradient)
@@ -421,7 +449,14 @@ class _Product:
         inner = (near @ near.transpose(1, 2)).view(-1, rows, pixels, rows, pixels)
         patches = sum(inner[:, :, s : s + length, :, s : s + length] for s in self.shifts)
         outputs = (far @ far.transpose(1, 2)).view(-1, rows, length, rows, length)
-        return (patches * outputs).sum((1, 2, 3, 4))
+        found = (patches * outputs).sum((1, 2, 3, 4))
+        # Where products cancel, rounding may hide most of a norm: what it can hide is added.
+        sizes = [
+            product.flatten(1, 2).flatten(2).diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+            for product in (patches, outputs)
+        ]
+        hidden = (sizes[0] * sizes[1]).sum(1).square() * torch.finfo(found.dtype).eps
+        return found.clamp(min=0) + hidden
 
 
 class _Convolution(_Product):

@@ -18,7 +18,12 @@ Unit = Literal["patch", "patient"]
 SELECTION = (
     "not covered: the segmenter (best of the grid) is chosen on real validation patients. The "
     "choice touches no training patient and no synthetic pair, but the chosen segmenter and its "
-    "scores are no private release."
+    "scores are no private release. Nor is the choice of one run, seed or level among several "
+    "after seeing their scores."
+)
+COMPOSITION = (
+    "of this run alone: whoever gets several runs on the same patients gets the sum of their "
+    "losses, a little less than the sum of their epsilons"
 )
 
 
@@ -49,7 +54,7 @@ class Event:
         }
 
 
-CHOICE = {"access": "choice of the segmenter on validation patients", "covered": False}
+CHOICE = {"access": "choice of segmenter and run on validation patients", "covered": False}
 
 
 def without_privacy() -> dict[str, Any]:
@@ -110,6 +115,12 @@ class Ledger:
         patient = accounting.patient_epsilon(self.charges, self.delta, self.records_per_patient)
         return own, patient
 
+    def _other_accountant(self, patient: float) -> str:
+        """How the epsilon of the unit that is not charged was found."""
+        if self.unit == "patient":
+            return "group privacy from the patient's loss: a record is two steps between neighbours"
+        return accounting.patient_accountant(patient)
+
     def statement(self, loop: str, published_epsilon: float | None = None) -> dict[str, Any]:
         """The ledger as it is printed and saved.
 
@@ -132,6 +143,8 @@ class Ledger:
             "units": self.units,
             "records_per_patient": self.records_per_patient,
             "accountant": accounting.accountant(),
+            "accountant_of_other_unit": self._other_accountant(patient),
+            "composition": COMPOSITION,
             "cross_checks": accounting.cross_checks(self.charges, self.delta),
             "noise": self.noise,
             "selection": SELECTION,
@@ -155,7 +168,8 @@ def describe(statement: dict[str, Any]) -> str:
     return (
         f"epsilon {_shown(statement['epsilon'])} per patch{claim}, "
         f"{_shown(statement['epsilon_patient'])} per patient, at delta {statement['delta']:.3g}, "
-        f"{statement['neighbouring_relation']}, {statement['accountant']}"
+        f"{statement['neighbouring_relation']}, {statement['accountant']}; the other unit by "
+        f"{statement['accountant_of_other_unit']}"
     )
 
 
