@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def _zeros(parameter: Tensor) -> Tensor:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32: its errors would pass what `SLACK` leaves between a norm and the sum it bounds."""
-    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [place.allow_tf32 for place in places]
     for place in places:
         place.allow_tf32 = False
@@ -447,7 +447,8 @@ class _Product:
         pixels, length = near.shape[1], far.shape[1]
         near, far = (t.reshape(-1, rows * t.shape[1], t.shape[2]) for t in (near, far))
         inner = (near @ near.transpose(1, 2)).view(-1, rows, pixels, rows, pixels)
-        patches = sum(inner[:, :, s : s + length, :, s : s + length] for s in self.shifts)
+        shifted = (inner[:, :, s : s + length, :, s : s + length] for s in self.shifts)
+        patches: Tensor = reduce(torch.add, shifted)
         outputs = (far @ far.transpose(1, 2)).view(-1, rows, length, rows, length)
         found = (patches * outputs).sum((1, 2, 3, 4))
         # Where products cancel, rounding may hide most of a norm: what it can hide is added.
