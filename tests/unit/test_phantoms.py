@@ -69,8 +69,59 @@ def test_partial_volume_of_a_straight_tube():
     points = np.column_stack([np.zeros((len(along), 2)) + 0.13, along])
     for radius in (0.8, 1.5, 2.5):
         tree = phantoms.Tree(
-            points=points, radius=np.full(len(along), radius), flow=np.ones(len(along))
+            points=points,
+            radius=np.full(len(along), radius),
+            flow=np.ones(len(along)),
+            line=np.zeros(len(along)),
         )
         covered, _ = phantoms._rasterise(tree, (41, 41, 41), zooms)
         volume = covered[:, :, 10:30].sum() * zooms.prod() / (20 * zooms[2])
         assert volume == pytest.approx(np.pi * radius**2, rel=0.06)
+
+
+def test_what_varies_differs_between_phantoms_and_nothing_else_does():
+    look = Scanner(noise=0.0, bias=0.0, texture=0.0)
+    phantom = FLAT.model_copy(update={"scanner": look, "vary": {"scanner.gain": (10.0, 1000.0)}})
+    brightest = [int(phantoms.draw(phantom, seed).image.max()) for seed in range(6)]
+    assert max(brightest) > 2 * min(brightest)
+    fixed = phantoms.draw(phantom.with_values({"scanner.gain": 100.0}), 0)
+    np.testing.assert_array_equal(fixed.label, phantoms.draw(phantom, 0).label)
+
+
+@pytest.mark.parametrize(
+    ("vary", "said"),
+    [
+        ({"scanner.nois": (0.1, 0.2)}, "did you mean 'scanner.noise'"),
+        ({"scanner.vessel": (1, 2)}, "allowed are"),
+        ({"scanner.noise": (0.3, 0.2)}, "must not be above"),
+        ({"scanner.noise": (0.3, 2.0)}, "less than or equal to 1"),
+    ],
+)
+def test_what_cannot_vary_is_refused_by_name(vary, said):
+    with pytest.raises(ValueError, match=said) as error:
+        Phantom(vary=vary)
+    assert next(iter(vary)) in str(error.value)
+
+
+def test_a_ray_through_two_vessels_is_brighter_than_through_one():
+    along = np.linspace(-10, 10, 200)
+    points = np.zeros((400, 3))
+    points[:200, 0], points[200:, 1] = along, along
+    tree = phantoms.Tree(
+        points=points, radius=np.full(400, 1.5), flow=np.ones(400), line=np.repeat([0, 1], 200)
+    )
+    depth = phantoms._depth(tree, (41, 41), np.array([0.5, 0.5]))
+    assert depth[20, 20] == pytest.approx(6.0, rel=0.02)
+    assert depth[30, 20] == pytest.approx(3.0, rel=0.02)
+
+
+def test_a_vessel_thinner_than_a_pixel_keeps_its_cross_section():
+    along = np.arange(-10, 10, 0.05)
+    points = np.column_stack([along, np.full((len(along), 2), 0.07)])
+    for radius in (0.1, 1.0):
+        tree = phantoms.Tree(
+            points=points, radius=np.full(len(along), radius), flow=np.ones(len(along)),
+            line=np.zeros(len(along)),
+        )  # fmt: skip
+        depth = phantoms._depth(tree, (31, 41), np.array([0.5, 0.5]))
+        assert depth[15].sum() * 0.5 == pytest.approx(np.pi * radius**2, rel=0.25)

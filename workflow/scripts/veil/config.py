@@ -131,6 +131,12 @@ class Scanner(Model):
     """Chance that a 2-D angiogram has a collimator's frame, of one intensity, at its edges."""
     gain: Positive = 180.0
     """Stored units (int16) per unit of intensity."""
+    saturation: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """2-D: depth of vessel, in mm along the ray, at which brightness has come to 63 %."""
+    blush: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """2-D: brightness of the capillaries around the vessels, against that of vessels."""
+    misregistration: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """2-D: brightness of the edges of bone that moved between mask and contrast image."""
 
 
 class Phantom(Model):
@@ -144,6 +150,37 @@ class Phantom(Model):
     """Geometry."""
     scanner: Scanner = Scanner()
     """Appearance."""
+    vary: dict[str, Range] = {}
+    """Domain randomisation: settings of which every phantom draws its own value, by their dotted
+    name, as `scanner.noise: [0.02, 0.2]`."""
+
+    def with_values(self, values: Mapping[str, float]) -> Self:
+        """The phantom with these values at dotted names; nothing of it varies any more."""
+        parts = {part: getattr(self, part).model_dump() for part in ("vessels", "scanner")}
+        for name, value in values.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = round(value) if isinstance(parts[part][key], int) else float(value)
+        return type(self)(**{**self.model_dump(exclude={*parts, "vary"}), **parts})
+
+    @model_validator(mode="after")
+    def _can_vary(self) -> Self:
+        names = {
+            f"{part}.{name}"
+            for part in ("vessels", "scanner")
+            for name, field in type(getattr(self, part)).model_fields.items()
+            if field.annotation in (int, float)
+        }
+        for name, (low, high) in self.vary.items():
+            if name not in names:
+                raise ValueError(f"vary: {name!r}: {_allowed(name, names)}")
+            if not low <= high:
+                raise ValueError(f"vary.{name}: {low:g} must not be above {high:g}")
+            for end in (low, high):
+                try:
+                    self.with_values({name: end})
+                except ValidationError as error:
+                    raise ValueError(f"vary.{name}: {error.errors()[0]['msg']}") from None
+        return self
 
     @field_validator("shape")
     @classmethod

@@ -65,7 +65,7 @@ def _entry(name: str, value: Any, depth: int) -> Iterator[str]:
     if isinstance(value, BaseModel):
         yield f"{indent}{name}:"
         yield from _commented(value, depth + 1)
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and value:
         yield f"{indent}{name}:"
         explained = set()
         for key, inner in value.items():

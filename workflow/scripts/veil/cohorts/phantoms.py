@@ -9,9 +9,9 @@ point spread, coil sensitivity and Rician noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +80,13 @@ BASILAR = (0.9, [(0.0, -0.18, -0.66), (0.01, -0.12, -0.52), (0.0, -0.13, -0.36)]
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """Sampled centre lines: positions in mm (N, 3), radius in mm (N,), flow brightness (N,)."""
+    """Sampled centre lines: positions in mm (N, 3), radius in mm (N,), flow brightness (N,), and
+    which line each point is of (N,)."""
 
     points: np.ndarray
     radius: np.ndarray
     flow: np.ndarray
+    line: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,10 @@ class Drawn:
 
 def draw(phantom: Phantom, seed: int) -> Drawn:
     """One phantom from its seed; the same seed gives the same voxels."""
-    geometry, look = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    geometry, look, vary = (np.random.default_rng([seed, stream]) for stream in (0, 1, 2))
+    phantom = phantom.with_values(
+        {name: vary.uniform(*phantom.vary[name]) for name in sorted(phantom.vary)}
+    )
     extent = np.array(phantom.shape) * phantom.zooms
     affine = np.diag([*phantom.zooms, 1.0])
     affine[:3, 3] = -extent / 2
@@ -111,7 +116,7 @@ def draw(phantom: Phantom, seed: int) -> Drawn:
         # A field of view lower than the head is centred nearer to the circle of Willis.
         middle = np.array([0, 0, min(0.3 * (extent[2] / 2 - HEAD[2]), 0)])
         tree = _grow_head(phantom, size, geometry)
-        tree = Tree(points=tree.points - middle, radius=tree.radius, flow=tree.flow)
+        tree = replace(tree, points=tree.points - middle)
         image, label, brain = _angiogram(phantom, tree, size, middle, look)
     return Drawn(image=image, label=label, brain=brain, affine=affine)
 
@@ -257,7 +262,12 @@ def _collect(lines: list[np.ndarray], rng: np.random.Generator) -> Tree:
         for line in lines
     ]
     points = np.concatenate(lines)
-    return Tree(points=points[:, :3], radius=points[:, 3], flow=np.concatenate(flow))
+    return Tree(
+        points=points[:, :3],
+        radius=points[:, 3],
+        flow=np.concatenate(flow),
+        line=np.repeat(np.arange(len(lines)), [len(line) for line in lines]),
+    )
 
 
 # ------------------------------------------------------------------ drawing
@@ -268,11 +278,46 @@ def _rasterise(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(coverage, coverage x flow) of each voxel, in 0..1, float32, by partial volume.
 
-    `shape` and `zooms` have two or three axes; points are in mm around the centre.
+    A ball of soft edge at each point, of which the maximum counts. `shape` and `zooms` have two
+    or three axes; points are in mm around the centre.
     """
-    axes = len(shape)
     covered = np.zeros(int(np.prod(shape)), np.float32)
     bright = np.zeros_like(covered)
+    edge = float(np.mean(zooms))
+    for rows, voxels, distance in _near(tree, shape, zooms):
+        radius = tree.radius[rows]
+        # A vessel thinner than a voxel fills only its share of the cross-section.
+        fill = np.minimum(1, np.pi * (radius / edge) ** 2)
+        cover = fill * np.clip((radius - distance) / edge + 0.5, 0, 1)
+        np.maximum.at(covered, voxels, cover.astype(np.float32))
+        np.maximum.at(bright, voxels, (cover * tree.flow[rows]).astype(np.float32))
+    return covered.reshape(shape), bright.reshape(shape)
+
+
+def _depth(tree: Tree, shape: tuple[int, ...], zooms: np.ndarray) -> np.ndarray:
+    """Millimetres of vessel, times flow, that the ray through each pixel crosses, float32."""
+    total = np.zeros(int(np.prod(shape)), np.float32)
+    edge = float(np.mean(zooms))
+    for line in np.unique(tree.line):
+        mine = tree.line == line
+        part = Tree(points=tree.points[mine], radius=tree.radius[mine], flow=tree.flow[mine],
+                    line=tree.line[mine])  # fmt: skip
+        here = np.zeros_like(total)
+        for rows, pixels, distance in _near(part, shape, zooms):
+            radius = part.radius[rows]
+            # A vessel thinner than a pixel is spread over it: wider, and less deep.
+            wide = np.maximum(radius, edge / 2)
+            chord = 2 * np.sqrt(np.maximum(wide**2 - distance**2, 0)) * (radius / wide) ** 2
+            np.maximum.at(here, pixels, (chord * part.flow[rows]).astype(np.float32))
+        total += here
+    return total.reshape(shape)
+
+
+def _near(
+    tree: Tree, shape: tuple[int, ...], zooms: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of the tree, flat indices of voxels in their reach, and the distances in mm."""
+    axes = len(shape)
     centre = (np.array(shape) - 1) / 2
     edge = float(np.mean(zooms))
     inside = (np.abs(tree.points[:, :axes] / zooms) < centre + 4).all(axis=1)
@@ -282,27 +327,15 @@ def _rasterise(
         spans = [np.arange(-k, k + 1) for k in np.ceil(reach / zooms).astype(int)]
         window = np.stack(np.meshgrid(*spans, indexing="ij"), -1).reshape(-1, axes)
         for part in np.array_split(chosen, len(chosen) * len(window) // 4_000_000 + 1):
-            _stamp(tree, part, window, shape, zooms, centre, edge, covered, bright)
-    return covered.reshape(shape), bright.reshape(shape)
-
-
-def _stamp(
-    tree: Tree, part: np.ndarray, window: np.ndarray, shape: tuple[int, ...], zooms: np.ndarray,
-    centre: np.ndarray, edge: float, covered: np.ndarray, bright: np.ndarray,
-) -> None:  # fmt: skip
-    """Draw a ball of soft edge at each point, keeping the maximum over balls."""
-    place = tree.points[part][:, : len(shape)] / zooms + centre
-    voxel = np.rint(place).astype(np.int32)[:, None, :] + window[None]
-    distance = np.sqrt((((voxel - place[:, None]) * zooms) ** 2).sum(-1, dtype=np.float32))
-    radius = tree.radius[part][:, None]
-    # A vessel thinner than a voxel fills only its share of the cross-section.
-    fill = np.minimum(1, np.pi * (radius / edge) ** 2)
-    cover = (fill * np.clip((radius - distance) / edge + 0.5, 0, 1)).astype(np.float32)
-    keep = (cover > 0) & ((voxel >= 0) & (voxel < np.array(shape))).all(-1)
-    index = np.ravel_multi_index(tuple(voxel[keep].T), shape)
-    np.maximum.at(covered, index, cover[keep])
-    flow = np.broadcast_to(tree.flow[part][:, None], cover.shape)
-    np.maximum.at(bright, index, (cover * flow)[keep].astype(np.float32))
+            place = tree.points[part][:, :axes] / zooms + centre
+            voxel = np.rint(place).astype(np.int32)[:, None, :] + window[None]
+            away = (((voxel - place[:, None]) * zooms) ** 2).sum(-1, dtype=np.float32)
+            distance = np.sqrt(away)
+            keep = (distance < tree.radius[part][:, None] + edge / 2) & (
+                (voxel >= 0) & (voxel < np.array(shape))
+            ).all(-1)
+            rows = np.broadcast_to(part[:, None], keep.shape)[keep]
+            yield rows, np.ravel_multi_index(tuple(voxel[keep].T), shape), distance[keep]
 
 
 def _angiogram(
@@ -354,12 +387,16 @@ def _projection(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A 2-D angiogram in which contrast is the depth of vessel that a ray crosses."""
     look, shape, zooms = phantom.scanner, phantom.shape[:2], np.array(phantom.zooms[:2])
-    covered, bright = _rasterise(tree, shape, zooms)
+    covered, _ = _rasterise(tree, shape, zooms)
+    # The tree is drawn flat, but its lines lie at many depths, so that a ray crosses several.
+    filled = 1 - np.exp(-_depth(tree, shape, zooms) / look.saturation)
+    around = ndimage.gaussian_filter(covered, 8 / zooms)
+    around *= 1 + 0.5 * _smooth_field(shape, 5 / zooms, rng)
+    background = 1 + look.texture * _smooth_field(shape, 6 / zooms, rng)
+    background += 0.25 * look.bias * _smooth_field(shape, 60 / zooms, rng)
     contrast = rng.uniform(*look.vessel) - 1
-    background = 1 + 0.25 * _smooth_field(shape, 60 / zooms, rng)
-    background += look.texture * _smooth_field(shape, 6 / zooms, rng)
-    thickness = ndimage.gaussian_filter(bright, 0.6)
-    signal = background + contrast * thickness
+    ghost = _moved_bone(shape, zooms, rng)
+    signal = background + contrast * (filled + look.blush * around + look.misregistration * ghost)
     signal = ndimage.gaussian_filter(signal, look.blur) if look.blur else signal
     image = _scan(signal.astype(np.float32), look, zooms, rng)
     label = covered >= 0.5
@@ -368,6 +405,21 @@ def _projection(
         image[frame] = image.max() if rng.random() < 0.7 else image.min()
         label &= ~frame
     return image[..., None], label.astype(np.uint8)[..., None], np.ones((*shape, 1), np.uint8)
+
+
+def _moved_bone(shape: tuple[int, ...], zooms: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What is left of bone after subtracting a mask from which it has moved: pairs of bright and
+    dark edges, in -1..1, where the bone moved, float32."""
+    bone = np.zeros(shape, np.float32)
+    for scale in (4, 12, 40):  # mm: from cancellous bone to the skull's outline
+        field = _smooth_field(shape, scale / zooms, rng)
+        bone += np.abs(field - rng.uniform(-0.5, 0.5)) < 0.12 * rng.uniform(1, 3)
+    bone = ndimage.gaussian_filter(bone, 0.8)
+    shift = rng.normal(size=2)
+    shift *= rng.uniform(0.3, 1.2) / np.linalg.norm(shift) / zooms  # in mm
+    there = np.clip(0.5 + _smooth_field(shape, 40 / zooms, rng), 0, 1)
+    left: np.ndarray = (bone - ndimage.shift(bone, shift, order=1, mode="nearest")) * there
+    return left
 
 
 def _frame(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
