@@ -380,7 +380,7 @@ def test_15_the_choice_of_the_segmenter_is_in_the_ledger(kind):
 def test_15_what_a_run_does_is_fixed_beforehand():
     """No early stop, no best epoch: the number of updates is a function of public settings."""
     generator = generators.build(task())
-    assert generator.updates == SETTINGS.generator_updates
+    assert generator.steps == SETTINGS.generator_updates
     assert generator.charge.draws == SETTINGS.generator_updates * SETTINGS.critic_updates
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from veil import config, generators
-from veil.generators.wgan import Wgan
+from veil.generators.private import PrivateGenerator
 from veil.privacy import accounting
 
 PAPERS_NOISE = 0.65 / 32  # noise multiplier over batch size of Kossen et al. 2022
@@ -57,7 +57,7 @@ def plan(planned: Sequence[Entry], threads: int) -> pd.DataFrame:
         network = entry.task.settings.model_dump_json()
         if row["PFLOP"] and network not in speeds:
             generator = generators.build(entry.task)
-            assert isinstance(generator, Wgan)
+            assert isinstance(generator, PrivateGenerator)
             speeds[network] = generator.speed()
         row["hours here"] = row["PFLOP"] * 1e15 / speeds[network] / 3600 if row["PFLOP"] else 0.0
     return pd.DataFrame(rows)[COLUMNS]
@@ -79,14 +79,14 @@ def _row(entry: Entry) -> dict[str, Any]:
     if entry.task.settings.kind == "phantom":
         return row | {"eps patch": 0.0, "eps patient": 0.0, "meaning": "public: nothing to protect"}
     row |= {"eps patch": float("inf"), "eps patient": float("inf"), "meaning": "no protection"}
-    if isinstance(generator, Wgan):
+    if isinstance(generator, PrivateGenerator):
         row["PFLOP"] = entry.seeds * generator.work() / 1e15
         if entry.task.level.kind != "none":
             row |= _private(generator, entry.task)
     return row
 
 
-def _private(generator: Wgan, task: config.Task) -> dict[str, Any]:
+def _private(generator: PrivateGenerator, task: config.Task) -> dict[str, Any]:
     charge = generator.charge
     patch, patient = generator.ledger.epsilons()
     batch = charge.sampling_rate * (task.patients if task.level.unit == "patient" else task.records)

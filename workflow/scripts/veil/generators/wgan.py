@@ -17,8 +17,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,86 +24,58 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from veil import artifacts, config, training
-from veil.generators.base import Generator
+from veil import config, training
+from veil.generators.private import PrivateGenerator
 from veil.patches import from_unit, to_unit
-from veil.privacy import accounting, randomness
+from veil.privacy import accounting
 from veil.privacy.audit import Canaries, Probe, Silence, Watched
 from veil.privacy.clipping import Losses
-from veil.privacy.ledger import Event, Ledger, without_privacy
 from veil.privacy.mechanism import Batch, Mechanism, Unprotected
 from veil.provenance import derive_seed
 
 
-class Wgan(Generator):
-    """Generator network plus, while training, its critic."""
+class Wgan(PrivateGenerator):
+    """Generator network plus, while training, its critic.
+
+    Only the critic's updates on real records touch private data.
+    """
+
+    access = "training of the critic"
 
     def __init__(self, task: config.Task, patches: Path | None = None):
         super().__init__(task, patches)
         assert isinstance(task.settings, config.WganGenerator)
         self.settings = task.settings
+        self.loop = self.settings.loop
+        if self.loop == "as-published":
+            self.releases_a_draw = self.settings.critic_updates
+        else:
+            self.draws_a_step = self.settings.critic_updates
         self.network = build_generator(self.settings, task.size)
         initialise(self.network, torch.Generator().manual_seed(task.seed))
 
-    def spent(self) -> dict[str, Any]:
-        if self.task.level.kind == "none":
-            return without_privacy()
-        return self.ledger.statement(self.settings.loop, self.published_epsilon())
+    @property
+    def batch(self) -> int:
+        patient = self.task.level.unit == "patient"
+        return self.settings.patient_batch_size if patient else self.settings.batch_size
+
+    @property
+    def steps_wanted(self) -> int:
+        return self.settings.generator_updates
+
+    @property
+    def clip_norm(self) -> float:
+        return self.settings.clip_norm
 
     def published_epsilon(self) -> float | None:
         """What the paper's authors would print: of the as-published loop alone."""
-        if self.settings.loop != "as-published":
+        if self.loop != "as-published":
             return None
         steps = self.charge.draws * 2 * self.settings.critic_updates  # they charged every one
         return accounting.published_epsilon(self.charge, self.task.delta, steps)
 
-    @property
-    def ledger(self) -> Ledger:
-        """Every private access of the run. Only the real half of a step touches private data."""
-        task = self.task
-        training_event = Event(
-            access="training of the critic",
-            charge=self.charge,
-            clip_norm=self.settings.clip_norm,
-            planned_draws=self.planned.draws,
-        )
-        return Ledger(
-            unit=task.level.unit,
-            delta=task.delta,
-            records_per_patient=task.per_patient,
-            units=self._units,
-            noise=randomness.description(task.noise),
-            events=(training_event,),
-        )
-
-    @cached_property
-    def planned(self) -> accounting.Charge:
-        """What the whole run would cost; eps-X levels get their noise multiplier here."""
-        settings, level = self.settings, self.task.level
-        releases = settings.critic_updates if settings.loop == "as-published" else 1
-        draws = settings.generator_updates * self._draws_an_update
-        noise = level.value
-        if level.kind != "sigma":
-            noise = accounting.calibrate(level.value, self.task.delta, self._rate, draws, releases)
-        return accounting.Charge(
-            sampling_rate=self._rate, noise_multiplier=noise, draws=draws,
-            releases_per_draw=releases,
-        )  # fmt: skip
-
-    @cached_property
-    def charge(self) -> accounting.Charge:
-        """What the run costs: the plan, halted before the update that would pass the budget."""
-        if self.task.budget is None:
-            return self.planned
-        draws = accounting.draws_within(self.task.budget, self.task.delta, self.planned)
-        return replace(self.planned, draws=draws - draws % self._draws_an_update)
-
     def fit(self, state: Path, device: torch.device, identity: Mapping[str, Any]) -> None:
-        assert self.patches is not None, "training needs the private patches"
-        pairs = artifacts.open_pairs(self.patches)
-        owners = _rows_of_patients(self.patches) if self.task.level.unit == "patient" else None
-        present = len(pairs) if owners is None else len(owners)
-        mechanism = self.mechanism(present)
+        pairs, owners, mechanism = self.private()
         game = Game(
             self.network.to(device),
             build_critic(self.settings, self.task.size).to(device),
@@ -116,71 +86,27 @@ class Wgan(Generator):
             device=device,
             owners=owners,
         )
-        training.Loop(steps=self.updates, folder=state, identity=identity, name="wgan").run(game)
+        training.Loop(steps=self.steps, folder=state, identity=identity, name="wgan").run(game)
         mechanism.settle()
 
-    @property
-    def updates(self) -> int:
-        """Generator updates that the budget allows."""
-        if self.task.level.kind == "none":
-            return self.settings.generator_updates
-        return self.charge.draws // self._draws_an_update
-
-    def mechanism(self, present: int) -> Mechanism | Unprotected:
-        """The door to `present` private units."""
-        seeds = {name: derive_seed(self.task.seed, name) for name in ("batches", "noise")}
-        if self.task.level.kind == "none":
-            sampler = randomness.Seeded(seeds["batches"])
-            return Unprotected(units=present, rate=self._rate, sampler=sampler)
-        return Mechanism(
-            self.charge,
-            units=self._units,
-            present=present,
-            clip_norm=self.settings.clip_norm,
-            sampler=randomness.source(self.task.noise, seeds["batches"]),
-            noise=randomness.source(self.task.noise, seeds["noise"]),
-        )
-
     def rehearse(self, canaries: Canaries) -> Watched:
-        seed, settings = derive_seed(self.task.seed, "rehearsal"), self.settings
-        watched = Watched(
-            self.charge,
-            canaries,
-            clip_norm=settings.clip_norm,
-            sampler=randomness.source(self.task.noise, derive_seed(seed, "batches")),
-            noise=randomness.source(self.task.noise, derive_seed(seed, "noise")),
-        )
-        alone = [np.array([row]) for row in range(len(canaries))]
+        watched, owners = self.watched(canaries)
         game = Game(
             Silence(canaries.edge),
-            Probe(canaries.edge, settings.clip_norm),
+            Probe(canaries.edge, self.clip_norm),
             canaries,
-            settings=settings,
+            settings=self.settings,
             mechanism=watched,
-            seed=seed,
+            seed=derive_seed(self.task.seed, "rehearsal"),
             device=torch.device("cpu"),
-            owners=alone if self.task.level.unit == "patient" else None,
+            owners=owners,
         )
-        for _ in range(self.updates):
+        for _ in range(self.steps):
             game.critic_updates()  # a generator update reads nothing private
         return watched
 
-    @property
-    def _units(self) -> int:
-        return self.task.patients if self.task.level.unit == "patient" else self.task.records
-
-    @property
-    def _rate(self) -> float:
-        patient = self.task.level.unit == "patient"
-        expected = self.settings.patient_batch_size if patient else self.settings.batch_size
-        return min(expected / self._units, 1.0)
-
-    @property
-    def _draws_an_update(self) -> int:
-        return 1 if self.settings.loop == "as-published" else self.settings.critic_updates
-
     def work(self) -> float:
-        """Floating-point operations of `fit`, expected: forwards and backwards of both networks."""
+        """Forwards and backwards of both networks."""
         settings, patient = self.settings, self.task.level.unit == "patient"
         fakes = settings.batch_size
         if patient:
@@ -188,10 +114,9 @@ class Wgan(Generator):
         critic, sampling, generator = self._work_of_a_record()
         # As many real records as fakes are expected, and both halves go through the critic.
         update = settings.critic_updates * fakes * (2 * critic + sampling)
-        return self.updates * (update + settings.batch_size * (critic + generator))
+        return self.steps * (update + settings.batch_size * (critic + generator))
 
     def speed(self) -> float:
-        """Floating-point operations a second of this critic on this machine, from a timed step."""
         critic = build_critic(self.settings, self.task.size)
         records = torch.zeros(self.settings.batch_size, 2, self.task.size, self.task.size)
         for _ in range(2):  # the first warms up
@@ -230,12 +155,6 @@ class Wgan(Generator):
             unit = network(latent.to(device)).float().cpu().numpy()
             parts.append(from_unit(unit, self.settings.label_threshold))
         return np.concatenate(parts)
-
-
-def _rows_of_patients(patches: Path) -> list[np.ndarray]:
-    """For each patient the rows of the patch file that are theirs."""
-    table = artifacts.read_table(patches.with_suffix(".tsv"))
-    return list(table.groupby("participant_id", sort=False).indices.values())
 
 
 class Game:

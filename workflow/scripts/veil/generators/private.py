@@ -1,0 +1,163 @@
+"""What every generator that takes a privacy level shares (floor 4): its plan, ledger and door.
+
+A generator says how many units it expects in a batch and how many steps it wants; noise
+multiplier, charge, budget, statement and mechanism follow, in one way for all.
+
+Privacy: private data is reached through `mechanism` alone, which makes exactly the draws that the
+ledger charges. What would void it: a batch size, a number of steps or a divisor that follows the
+data.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from veil import artifacts
+from veil.generators.base import Generator
+from veil.privacy import accounting, randomness
+from veil.privacy.audit import Canaries, Watched
+from veil.privacy.ledger import Event, Ledger, without_privacy
+from veil.privacy.mechanism import Mechanism, Unprotected
+from veil.provenance import derive_seed
+
+
+class PrivateGenerator(Generator):
+    """A generator that learns from private patches, at any privacy level or at none."""
+
+    access = "training"
+    loop = "valid"
+    draws_a_step = 1
+    releases_a_draw = 1
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Expected units in a batch, and the public divisor."""
+
+    @property
+    @abstractmethod
+    def steps_wanted(self) -> int:
+        """Steps on private data in a whole run."""
+
+    @property
+    @abstractmethod
+    def clip_norm(self) -> float:
+        """Bound on what one unit adds to a sum."""
+
+    @abstractmethod
+    def work(self) -> float:
+        """Floating-point operations of `fit`, expected."""
+
+    @abstractmethod
+    def speed(self) -> float:
+        """Floating-point operations a second of such training here, from a timed step."""
+
+    def published_epsilon(self) -> float | None:
+        """What others would print of this loop, where that is not a bound."""
+        return None
+
+    def spent(self) -> dict[str, Any]:
+        if self.task.level.kind == "none":
+            return without_privacy()
+        return self.ledger.statement(self.loop, self.published_epsilon())
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every private access of the run."""
+        task = self.task
+        event = Event(
+            access=self.access,
+            charge=self.charge,
+            clip_norm=self.clip_norm,
+            planned_draws=self.planned.draws,
+        )
+        return Ledger(
+            unit=task.level.unit,
+            delta=task.delta,
+            records_per_patient=task.per_patient,
+            units=self.units,
+            noise=randomness.description(task.noise),
+            events=(event,),
+        )
+
+    @cached_property
+    def planned(self) -> accounting.Charge:
+        """What the whole run would cost; eps-X levels get their noise multiplier here."""
+        level, draws = self.task.level, self.steps_wanted * self.draws_a_step
+        noise = level.value
+        if level.kind != "sigma":
+            noise = accounting.calibrate(
+                level.value, self.task.delta, self.rate, draws, self.releases_a_draw
+            )
+        return accounting.Charge(
+            sampling_rate=self.rate, noise_multiplier=noise, draws=draws,
+            releases_per_draw=self.releases_a_draw,
+        )  # fmt: skip
+
+    @cached_property
+    def charge(self) -> accounting.Charge:
+        """What the run costs: the plan, halted before the step that would pass the budget."""
+        if self.task.budget is None:
+            return self.planned
+        draws = accounting.draws_within(self.task.budget, self.task.delta, self.planned)
+        return replace(self.planned, draws=draws - draws % self.draws_a_step)
+
+    @property
+    def steps(self) -> int:
+        """Steps on private data that the budget allows."""
+        if self.task.level.kind == "none":
+            return self.steps_wanted
+        return self.charge.draws // self.draws_a_step
+
+    @property
+    def units(self) -> int:
+        """Public number of units: patches, or patients."""
+        return self.task.patients if self.task.level.unit == "patient" else self.task.records
+
+    @property
+    def rate(self) -> float:
+        """Each unit's chance to be in a batch."""
+        return min(self.batch / self.units, 1.0)
+
+    def private(self) -> tuple[np.ndarray, list[np.ndarray] | None, Mechanism | Unprotected]:
+        """The patches, each patient's rows if the unit is a patient, and the door to them."""
+        assert self.patches is not None, "training needs the private patches"
+        pairs = artifacts.open_pairs(self.patches)
+        owners = None
+        if self.task.level.unit == "patient":
+            table = artifacts.read_table(self.patches.with_suffix(".tsv"))
+            owners = list(table.groupby("participant_id", sort=False).indices.values())
+        return pairs, owners, self.mechanism(len(pairs) if owners is None else len(owners))
+
+    def mechanism(self, present: int) -> Mechanism | Unprotected:
+        """The door to `present` private units."""
+        seeds = {name: derive_seed(self.task.seed, name) for name in ("batches", "noise")}
+        if self.task.level.kind == "none":
+            sampler = randomness.Seeded(seeds["batches"])
+            return Unprotected(units=present, rate=self.rate, sampler=sampler)
+        return Mechanism(
+            self.charge,
+            units=self.units,
+            present=present,
+            clip_norm=self.clip_norm,
+            sampler=randomness.source(self.task.noise, seeds["batches"]),
+            noise=randomness.source(self.task.noise, seeds["noise"]),
+        )
+
+    def watched(self, canaries: Canaries) -> tuple[Watched, list[np.ndarray] | None]:
+        """A mechanism that an attacker watches, and each canary's rows if the unit is a patient."""
+        seed = derive_seed(self.task.seed, "rehearsal")
+        mechanism = Watched(
+            self.charge,
+            canaries,
+            clip_norm=self.clip_norm,
+            sampler=randomness.source(self.task.noise, derive_seed(seed, "batches")),
+            noise=randomness.source(self.task.noise, derive_seed(seed, "noise")),
+        )
+        alone = [np.array([row]) for row in range(len(canaries))]
+        return mechanism, alone if self.task.level.unit == "patient" else None
