@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from veil import artifacts, config, generators
-from veil.generators import wgan
+from veil.generators import diffusion, wgan
+from veil.privacy import clipping
 
 CPU = torch.device("cpu")
 TINY = config.WganGenerator(
     kind="wgan", generator_width=4, critic_width=4, latent=8, generator_updates=3, batch_size=8
 )
+PUBLISHED = TINY.model_copy(update={"loop": "as-published"})
+DENOISER = config.DiffusionGenerator(
+    kind="diffusion", channels=(4, 8), steps=3, batch_size=8, multiplicity=2, sampling_steps=3,
+    public_steps=4, public_pairs=20, patient_batch_size=2, patient_patches=3,
+    public={"kind": "phantom", "volumes": 1, "phantom": {"shape": (48, 48, 1)}},
+)  # fmt: skip
 
 
 def task(settings=TINY, level="none", records=200):
@@ -80,10 +89,9 @@ def test_every_allowed_size(size, architecture):
     assert wgan.build_critic(settings, size)(fake).shape[:2] == (2, 1)
 
 
-@pytest.mark.parametrize("loop", ["valid", "as-published"])
+@pytest.mark.parametrize("settings", [TINY, PUBLISHED, DENOISER], ids=lambda s: s.kind)
 @pytest.mark.parametrize("level", ["none", "sigma-1", "eps-2"])
-def test_fit_save_load_sample(tmp_path, pairs, loop, level):
-    settings = TINY.model_copy(update={"loop": loop})
+def test_fit_save_load_sample(tmp_path, pairs, settings, level):
     generator = generators.build(task(settings, level), pairs)
     generator.fit(tmp_path / "state", CPU, {})
     first = generator.sample(20, seed=3, device=CPU, threads=1)
@@ -96,10 +104,15 @@ def test_fit_save_load_sample(tmp_path, pairs, loop, level):
     assert (fresh.sample(20, seed=4, device=CPU, threads=1) != first).any()
 
 
-def test_resuming_changes_nothing(tmp_path, pairs):
-    whole, halves = (generators.build(task(level="sigma-1"), pairs) for _ in range(2))
+@pytest.mark.parametrize(
+    ("settings", "shorter"),
+    [(TINY, {"generator_updates": 2}), (DENOISER, {"steps": 2})],
+    ids=["wgan", "diffusion"],
+)
+def test_resuming_changes_nothing(tmp_path, pairs, settings, shorter):
+    whole, halves = (generators.build(task(settings, "sigma-1"), pairs) for _ in range(2))
     whole.fit(tmp_path / "whole", CPU, {})
-    short = task(TINY.model_copy(update={"generator_updates": 2}), "sigma-1")
+    short = task(settings.model_copy(update=shorter), "sigma-1")
     generators.build(short, pairs).fit(tmp_path / "halves", CPU, {})
     halves.fit(tmp_path / "halves", CPU, {})
     for name, tensor in whole.weights().items():
@@ -133,3 +146,54 @@ def test_every_registered_generator_builds():
         for model in config.models_in(config.Generator)
     }
     assert kinds == set(generators.REGISTRY)
+
+
+@pytest.mark.parametrize("level", ["none", "sigma-1", "patient-eps-8"])
+def test_denoiser_learns_from_phantoms_before_it_sees_a_patch(tmp_path, pairs, level):
+    """Without private steps' noise or records, public steps alone decide: the loss falls."""
+    settings = DENOISER.model_copy(update={"public_steps": 150, "public_rate": 5e-3})
+    generator = generators.build(task(settings, level), pairs)
+    generator.fit(tmp_path / "state", CPU, {})
+    lines = (tmp_path / "state/history.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 153
+    assert np.mean(losses[130:150]) < 0.7 * np.mean(losses[:20])
+
+
+@pytest.mark.parametrize(("which", "least"), [("norms", 1), ("late", 2), ("all", 3)])
+def test_private_steps_move_what_is_tuned_and_no_more(tmp_path, pairs, which, least):
+    settings = DENOISER.model_copy(update={"tuned": which, "public": None, "average": 0.0})
+    generator = generators.build(task(settings, "sigma-1"), pairs)
+    before = {name: tensor.clone() for name, tensor in generator.network.state_dict().items()}
+    generator.fit(tmp_path / "state", CPU, {})
+    after = generator.network.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    chosen = {id(parameter) for parameter in diffusion.tuned(generator.network, which)}
+    named = dict(generator.network.named_parameters())
+    assert moved == {name for name in named if id(named[name]) in chosen}
+    assert len(moved) >= least * 10
+
+
+def test_copies_of_a_record_count_as_one(pairs):
+    """However many noise levels show a record, it moves the sum by at most the clip norm."""
+    settings = DENOISER.model_copy(update={"multiplicity": 16, "public": None})
+    generator = generators.build(task(settings, "sigma-1"), pairs)
+    objective = diffusion.Denoising(settings)
+    random = torch.Generator().manual_seed(0)
+    rows = objective.rows(artifacts.open_pairs(pairs)[:1], 16, (0.0, 1.0), random)
+    assert len(rows[0]) == 16
+
+    def losses(part):
+        return objective.losses(generator.network, *rows).view(-1, 16).mean(1)
+
+    sums, _ = clipping.clipped_sum(generator.network, losses, 1, 1e-3, rows=16)
+    assert torch.stack([part.norm() for part in sums]).norm() == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_private_steps_see_the_part_of_the_schedule_they_are_told():
+    objective = diffusion.Denoising(DENOISER)
+    random = torch.Generator().manual_seed(0)
+    pairs = np.zeros((400, 2, 8, 8), np.uint8)
+    _, times, _ = objective.rows(pairs, 1, (0.3, 0.6), random)
+    assert times.min() >= 300
+    assert times.max() < 600

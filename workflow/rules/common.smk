@@ -37,7 +37,7 @@ GENERATOR = "|".join(STUDY.generators)
 NEVER_PRIVATE = "".join(
     rf"(?<!/{name}/)"
     for name, generator in STUDY.generators.items()
-    if generator.kind in ("real", "phantom")
+    if generator.kind in settings.UNTAUGHT
 )
 PRIVACY = rf"none|{NEVER_PRIVATE}(?:{settings.PRIVACY})"
 KNOWN_PATHS = (
@@ -189,7 +189,7 @@ def generator_kind(wildcards):
 
 def training_patches(wildcards):
     """The private patches and whose they are, for generators that learn from them."""
-    learns = generator_kind(wildcards) == "wgan"
+    learns = generator_kind(wildcards) not in settings.UNTAUGHT
     return [f"{DATA}/patches.npy", f"{DATA}/patches.tsv"] if learns else []
 
 
@@ -210,7 +210,7 @@ def generator_code(script):
 
 def generator_gpus(wildcards):
     """GPUs that training asks for: none for generators that learn nothing."""
-    return int(generator_kind(wildcards) == "wgan")
+    return int(generator_kind(wildcards) not in settings.UNTAUGHT)
 
 
 def handed_through(wildcards):

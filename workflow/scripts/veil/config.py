@@ -332,7 +332,69 @@ class WganGenerator(Model):
     which a network trained for minutes hardly ever reaches."""
 
 
-Generator = Annotated[RealGenerator | PhantomGenerator | WganGenerator, Field(discriminator="kind")]
+class DiffusionGenerator(Model):
+    """A denoising diffusion model over image-label pairs, taught by public phantoms first."""
+
+    kind: Literal["diffusion"]
+    """`diffusion`."""
+    channels: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (16, 32, 48)
+    """Channels of the denoiser's levels; between two levels the patch is halved."""
+    public: PhantomGenerator | None = None
+    """Phantoms to learn from before any private patch is seen; null starts from nothing."""
+    public_pairs: Annotated[int, Field(ge=1)] = 2000
+    """Pairs of phantoms."""
+    public_steps: Annotated[int, Field(ge=1)] = 1000
+    """Steps on them."""
+    public_batch_size: Annotated[int, Field(ge=1)] = 32
+    """Pairs of phantoms in a step."""
+    public_rate: Positive = 2e-3
+    """Adam's rate on phantoms."""
+    steps: Annotated[int, Field(ge=1)] = 400
+    """Steps on private patches."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Expected private patches in a step, and the public divisor."""
+    patient_batch_size: Annotated[int, Field(ge=1)] = 8
+    """With patient-eps-X: expected patients in a step, and the public divisor."""
+    patient_patches: Annotated[int, Field(ge=1)] = 8
+    """With patient-eps-X: patches taken of each patient in a step."""
+    multiplicity: Annotated[int, Field(ge=1, le=128)] = 2
+    """Noise levels at which a step shows each patch; their gradients are averaged, then clipped."""
+    learning_rate: Positive = 1e-3
+    """Adam's rate on private patches."""
+    clip_norm: Positive = 0.5
+    """Bound on the gradient norm of each patch, or patient (with privacy only)."""
+    tuned: Literal["all", "late", "norms"] = "all"
+    """What private steps move: all weights, the norms and the decoder, or the norms alone. Noise
+    grows with the number of weights, and so does what can be learned."""
+    timesteps: Range = (0.0, 1.0)
+    """Part of the noise schedule, from clean to noise, that private steps draw from."""
+    flips: bool = True
+    """Mirror pairs at random along both axes."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the running average of the weights, which is what is kept."""
+    sampling_steps: Annotated[int, Field(ge=2, le=1000)] = 20
+    """Steps of the sampler (DPM-Solver++)."""
+
+    @field_validator("timesteps")
+    @classmethod
+    def _within(cls, ends: Range) -> Range:
+        if not 0 <= ends[0] < ends[1] - 0.01 <= 1:
+            raise ValueError("two shares of the schedule, of 0 to 1, at least 0.01 apart")
+        return ends
+
+    @field_validator("channels")
+    @classmethod
+    def _levels(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if not 2 <= len(channels) <= 6:
+            raise ValueError("2 to 6 levels")
+        return channels
+
+
+Generator = Annotated[
+    RealGenerator | PhantomGenerator | WganGenerator | DiffusionGenerator,
+    Field(discriminator="kind"),
+]
+UNTAUGHT = ("real", "phantom")  # kinds that learn nothing, and so have no privacy level
 
 
 # ------------------------------------------------------------------ segmentation
@@ -558,7 +620,7 @@ class Study(Model):
             raise ValueError(f"generator {generator!r}: {_allowed(generator, self.generators)}")
         level = PrivacyLevel.parse(privacy)
         kind = self.generators[generator].kind
-        if level.kind != "none" and kind in ("real", "phantom"):
+        if level.kind != "none" and kind in UNTAUGHT:
             raise ValueError(
                 f"privacy level {privacy!r} with generator {generator!r}: allowed is 'none' "
                 + ("(it has no privacy)" if kind == "real" else "(it reads nothing private)")
@@ -594,7 +656,14 @@ class Study(Model):
                 f"patches.size: {size} does not halve {depth} times, as "
                 f"segmentation.channels asks; allowed are multiples of {2**depth}"
             )
-        if self.generators[generator].kind == "wgan" and wgan_levels(size) is None:
+        settings = self.generators[generator]
+        halvings = len(settings.channels) - 1 if isinstance(settings, DiffusionGenerator) else 0
+        if size % 2**halvings:
+            raise ValueError(
+                f"patches.size: {size} does not halve {halvings} times, as "
+                f"generators.{generator}.channels asks; allowed are multiples of {2**halvings}"
+            )
+        if settings.kind == "wgan" and wgan_levels(size) is None:
             raise ValueError(
                 f"patches.size: {size} with generator {generator!r}; allowed are 16, 24, 32, 48, "
                 "64, 96, 128, 192, 256 and 384"

@@ -12,7 +12,7 @@ from pathlib import Path
 from veil.config import Task
 from veil.generators.base import Generator
 
-REGISTRY = {"real": "Real", "phantom": "Phantoms", "wgan": "Wgan"}
+REGISTRY = {"real": "Real", "phantom": "Phantoms", "wgan": "Wgan", "diffusion": "Diffusion"}
 
 
 def build(task: Task, patches: Path | None = None) -> Generator:

@@ -161,3 +161,9 @@ class PrivateGenerator(Generator):
         )
         alone = [np.array([row]) for row in range(len(canaries))]
         return mechanism, alone if self.task.level.unit == "patient" else None
+
+
+def some_of(rows: np.ndarray, count: int, sampler: randomness.Randomness) -> np.ndarray:
+    """At most `count` of a patient's rows, at random, without repeats."""
+    order = sampler.uniform(len(rows)).argsort()[:count]
+    return rows[order.numpy()]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from veil import config, training
-from veil.generators.private import PrivateGenerator
+from veil.generators.private import PrivateGenerator, some_of
 from veil.patches import from_unit, to_unit
 from veil.privacy import accounting
 from veil.privacy.audit import Canaries, Probe, Silence, Watched
@@ -246,9 +246,8 @@ class Game:
         assert self.owners is not None
         count = self.settings.patient_patches
         for patient in patients.tolist():
-            rows = self.owners[patient]
-            order = self.mechanism.sampler.uniform(len(rows)).argsort()[:count]
-            records = self._take(torch.from_numpy(rows)[order])
+            chosen = some_of(self.owners[patient], count, self.mechanism.sampler)
+            records = self._take(torch.from_numpy(chosen))
             yield [self._mean_of(records, -1.0)]
         for _ in range(self.settings.patient_batch_size):
             yield [self._mean_of(self._fakes(count), 1.0)]

@@ -114,9 +114,9 @@ class _WatchedBatch(Batch):
     _mechanism: Watched
 
     def release(
-        self, module: nn.Module, losses: Losses, records: int
+        self, module: nn.Module, losses: Losses, records: int, rows: int = 1
     ) -> tuple[list[Tensor], Tensor]:
-        sums, values = super().release(module, losses, records)
+        sums, values = super().release(module, losses, records, rows)
         self._mechanism.see(sums)
         return sums, values
 

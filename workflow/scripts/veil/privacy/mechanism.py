@@ -110,7 +110,7 @@ class Batch:
         return len(self.indices)
 
     def release(
-        self, module: nn.Module, losses: Losses, records: int
+        self, module: nn.Module, losses: Losses, records: int, rows: int = 1
     ) -> tuple[list[Tensor], Tensor]:
         """Noisy sum of clipped gradients, and the exact losses, which are private.
 
@@ -118,7 +118,9 @@ class Batch:
         they add the same to the sum of every neighbouring data set.
         """
         self._pay()
-        sums, values = clipping.clipped_sum(module, losses, records, self._mechanism.clip_norm)
+        sums, values = clipping.clipped_sum(
+            module, losses, records, self._mechanism.clip_norm, rows=rows
+        )
         return self._mechanism.noised(sums), values
 
     def release_groups(
@@ -175,7 +177,7 @@ class UnprotectedBatch:
         return len(self.indices)
 
     def release(
-        self, module: nn.Module, losses: Losses, records: int
+        self, module: nn.Module, losses: Losses, records: int, rows: int = 1
     ) -> tuple[list[Tensor], Tensor]:
         """Plain sum of gradients over the records, and their losses."""
         parameters = [p for p in module.parameters() if p.requires_grad]
