@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from veil import artifacts, config, generators
-from veil.generators import diffusion, wgan
+from veil.generators import diffusion, fitted, wgan
+from veil.generators.phantom import cut_from
 from veil.privacy import clipping
 
 CPU = torch.device("cpu")
@@ -22,6 +23,13 @@ DENOISER = config.DiffusionGenerator(
     kind="diffusion", channels=(4, 8), steps=3, batch_size=8, multiplicity=2, sampling_steps=3,
     public_steps=4, public_pairs=20, patient_batch_size=2, patient_patches=3,
     public={"kind": "phantom", "volumes": 1, "phantom": {"shape": (48, 48, 1)}},
+)  # fmt: skip
+FITTED = config.FittedGenerator(
+    kind="fitted", volumes=4, candidates=24, directions=2,
+    phantom={
+        "shape": (64, 64, 1),
+        "vary": {"scanner.noise": (0.01, 0.4), "scanner.blur": (0.2, 2.0)},
+    },
 )  # fmt: skip
 
 
@@ -197,3 +205,72 @@ def test_private_steps_see_the_part_of_the_schedule_they_are_told():
     _, times, _ = objective.rows(pairs, 1, (0.3, 0.6), random)
     assert times.min() >= 300
     assert times.max() < 600
+
+
+def of_noise(tmp_path, noise):
+    """Patches of four patients, all scanned with one noise, in the way of the study."""
+    phantom = FITTED.phantom.with_values({"scanner.noise": noise, "scanner.blur": 0.7})
+    data = cut_from([phantom] * 4, 200, 16, seed=5, threads=0)
+    path = tmp_path / f"noise-{noise}.npy"
+    artifacts.save_pairs(path, data)
+    owners = pd.DataFrame({"participant_id": [f"sub-{n // 50}" for n in range(200)]})
+    artifacts.write_table(path.with_suffix(".tsv"), owners)
+    return path
+
+
+def test_fitted_phantoms_follow_the_patients(tmp_path):
+    """Fitted to noisy patients the phantoms are noisier than those fitted to clean ones."""
+    noise = {}
+    for level in ("none", "patient-eps-10"):
+        for truth in (0.03, 0.35):
+            generator = generators.build(task(FITTED, level), of_noise(tmp_path, truth))
+            generator.fit(tmp_path / "state", CPU, {})
+            noise[truth] = generator.drawn[:, generator.names.index("scanner.noise")].mean()
+        assert noise[0.03] + 0.1 < noise[0.35], level
+
+
+def test_fitted_sample_load_and_ranges(tmp_path, pairs):
+    generator = generators.build(task(FITTED, "patient-eps-1"), pairs)
+    generator.fit(tmp_path / "state", CPU, {})
+    first = generator.sample(20, seed=3, device=CPU, threads=1)
+    assert first.shape == (20, 2, 16, 16)
+    fresh = generators.build(task(FITTED, "patient-eps-1"))
+    fresh.load(generator.weights())
+    np.testing.assert_array_equal(fresh.sample(20, seed=3, device=CPU, threads=1), first)
+    for column, name in enumerate(generator.names):
+        low, high = FITTED.phantom.vary[name]
+        assert ((generator.drawn[:, column] >= low) & (generator.drawn[:, column] <= high)).all()
+
+
+def test_fitted_asks_every_patient_once():
+    generator = generators.build(task(FITTED, "patient-eps-2"))
+    assert generator.charge.draws == 1
+    assert generator.charge.sampling_rate == 1
+    assert generator.spent()["epsilon_patient"] == pytest.approx(2, rel=0.01)
+    with pytest.raises(ValueError, match="patient-eps-X"):
+        study = config.Study(generators={**config.Study().generators, "fitted": FITTED})
+        study.check_point("first", "fitted", "eps-1")
+
+
+def test_statistics_of_anything_are_finite(rng):
+    flat = np.zeros((3, 2, 16, 16), np.uint8)
+    full = flat.copy()
+    full[:, 1] = 1
+    single = flat.copy()
+    single[:, 1, 8, 8] = 1
+    noise = rng.integers(0, 256, (3, 2, 16, 16)).astype(np.uint8)
+    noise[:, 1] %= 2
+    for pairs in (flat, full, single, noise):
+        assert np.isfinite(fitted.statistics(pairs)).all()
+        assert (np.abs(fitted.statistics(pairs)) <= 5).all()
+
+
+def test_directions_are_those_that_settings_move(rng):
+    """One setting moves one of twenty statistics; the rest is noise."""
+    settings = rng.random((200, 1))
+    found = rng.normal(size=(200, 20))
+    found[:, 7] = 5 * settings[:, 0] + 0.1 * rng.normal(size=200)
+    found -= found.mean(0)
+    matrix = fitted.canonical_directions(settings, found, 1)
+    assert abs(np.corrcoef(found @ matrix[:, 0], settings[:, 0])[0, 1]) > 0.98
+    assert (found @ matrix).std() == pytest.approx(1)

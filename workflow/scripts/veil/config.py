@@ -390,8 +390,34 @@ class DiffusionGenerator(Model):
         return channels
 
 
+class FittedGenerator(Model):
+    """Phantoms whose settings follow a few private statistics: levels `none`, `patient-eps-X`."""
+
+    kind: Literal["fitted"]
+    """`fitted`."""
+    phantom: Phantom
+    """What is drawn; the ranges under `vary` are what may be fitted, and are public."""
+    volumes: Annotated[int, Field(ge=1, le=10_000)] = 40
+    """Phantoms to cut the pairs from, each of its own settings."""
+    candidates: Annotated[int, Field(ge=20, le=100_000)] = 120
+    """Public phantoms that show what settings do to patches."""
+    directions: Annotated[int, Field(ge=1, le=8)] = 4
+    """Numbers that are asked of the private patients."""
+    clip_norm: Positive = 3.0
+    """Bound on a patient's numbers, of which phantoms have deviation 1."""
+    bandwidth: Positive = 0.5
+    """How far phantoms may lie from the private mean, in the same unit."""
+
+    @field_validator("phantom")
+    @classmethod
+    def _has_ranges(cls, phantom: Phantom) -> Phantom:
+        if not phantom.vary:
+            raise ValueError("phantom.vary must hold at least one range: what may be fitted")
+        return phantom
+
+
 Generator = Annotated[
-    RealGenerator | PhantomGenerator | WganGenerator | DiffusionGenerator,
+    RealGenerator | PhantomGenerator | WganGenerator | DiffusionGenerator | FittedGenerator,
     Field(discriminator="kind"),
 ]
 UNTAUGHT = ("real", "phantom")  # kinds that learn nothing, and so have no privacy level
@@ -624,6 +650,11 @@ class Study(Model):
             raise ValueError(
                 f"privacy level {privacy!r} with generator {generator!r}: allowed is 'none' "
                 + ("(it has no privacy)" if kind == "real" else "(it reads nothing private)")
+            )
+        if kind == "fitted" and level.kind in ("sigma", "eps"):
+            raise ValueError(
+                f"privacy level {privacy!r} with generator {generator!r}: allowed are 'none' and "
+                "'patient-eps-X' (it asks each patient once, and knows no patches)"
             )
         settings = self.generators[generator]
         published = isinstance(settings, WganGenerator) and settings.loop == "as-published"

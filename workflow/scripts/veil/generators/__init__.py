@@ -12,7 +12,13 @@ from pathlib import Path
 from veil.config import Task
 from veil.generators.base import Generator
 
-REGISTRY = {"real": "Real", "phantom": "Phantoms", "wgan": "Wgan", "diffusion": "Diffusion"}
+REGISTRY = {
+    "real": "Real",
+    "phantom": "Phantoms",
+    "wgan": "Wgan",
+    "diffusion": "Diffusion",
+    "fitted": "Fitted",
+}
 
 
 def build(task: Task, patches: Path | None = None) -> Generator:

@@ -6,7 +6,7 @@ tuned on private patients: that would be a release nobody charged for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,28 @@ class Phantoms(Generator):
     def sample(self, pairs: int, seed: int, device: torch.device, threads: int) -> np.ndarray:
         settings = self.task.settings
         assert isinstance(settings, config.PhantomGenerator)
-        shares = np.full(settings.volumes, pairs // settings.volumes)
-        shares[: pairs % settings.volumes] += 1
-        seeds = np.random.SeedSequence(seed).generate_state(settings.volumes, np.uint64)
-        work = [
-            (settings.phantom, self.task.size, int(n), int(s))
-            for n, s in zip(shares, seeds, strict=True)
-            if n
-        ]
-        with ProcessPoolExecutor(max(threads, 1)) as pool:
-            return np.concatenate(list(pool.map(_cut_one, work)))
+        return cut_from([settings.phantom] * settings.volumes, pairs, self.task.size, seed, threads)
+
+
+def cut_from(
+    chosen: Sequence[config.Phantom], pairs: int, size: int, seed: int, threads: int
+) -> np.ndarray:
+    """Pairs, uint8 (pairs, 2, size, size), as evenly as may be from a volume of each phantom.
+
+    With `threads` of 0 in this process.
+    """
+    shares = np.full(len(chosen), pairs // len(chosen))
+    shares[: pairs % len(chosen)] += 1
+    seeds = np.random.SeedSequence(seed).generate_state(len(chosen), np.uint64)
+    work = [
+        (phantom, size, int(n), int(s))
+        for phantom, n, s in zip(chosen, shares, seeds, strict=True)
+        if n
+    ]
+    if not threads:
+        return np.concatenate(list(map(_cut_one, work)))
+    with ProcessPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(_cut_one, work)))
 
 
 def _cut_one(work: tuple[config.Phantom, int, int, int]) -> np.ndarray:

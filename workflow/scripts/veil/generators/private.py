@@ -128,11 +128,14 @@ class PrivateGenerator(Generator):
         """The patches, each patient's rows if the unit is a patient, and the door to them."""
         assert self.patches is not None, "training needs the private patches"
         pairs = artifacts.open_pairs(self.patches)
-        owners = None
-        if self.task.level.unit == "patient":
-            table = artifacts.read_table(self.patches.with_suffix(".tsv"))
-            owners = list(table.groupby("participant_id", sort=False).indices.values())
+        owners = self.rows_of_patients() if self.task.level.unit == "patient" else None
         return pairs, owners, self.mechanism(len(pairs) if owners is None else len(owners))
+
+    def rows_of_patients(self) -> list[np.ndarray]:
+        """For each patient the rows of the patches that are theirs."""
+        assert self.patches is not None
+        table = artifacts.read_table(self.patches.with_suffix(".tsv"))
+        return list(table.groupby("participant_id", sort=False).indices.values())
 
     def mechanism(self, present: int) -> Mechanism | Unprotected:
         """The door to `present` private units."""

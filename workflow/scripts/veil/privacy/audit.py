@@ -127,6 +127,11 @@ class _WatchedBatch(Batch):
         self._mechanism.see(sums)
         return sums, values
 
+    def release_vectors(self, vectors: Tensor) -> Tensor:
+        total = super().release_vectors(vectors)
+        self._mechanism.see([total])
+        return total
+
 
 class Silence(nn.Module):
     """A generator of fakes that say nothing: no label, no gradient."""

@@ -108,6 +108,17 @@ def clipped_sum_of_groups(
     return sums, torch.stack(values) if values else torch.empty(0)
 
 
+def clipped_vectors(vectors: Tensor, clip_norm: float) -> Tensor:
+    """Sum of vectors (units, n), each scaled to at most `clip_norm`, in float64.
+
+    Privacy: one unit moves the sum by at most `clip_norm` in L2 norm; a vector that is not finite
+    counts as zero.
+    """
+    vectors = vectors.double()
+    weights = _clip_weights(torch.linalg.vector_norm(vectors, dim=1), clip_norm)
+    return (weights[:, None] * vectors)[weights > 0].sum(0)
+
+
 def _zeros(parameter: Tensor) -> Tensor:
     """Where sums gather: in bfloat16 a record more could move a large sum by many clip norms."""
     half = parameter.element_size() < 4

@@ -131,6 +131,12 @@ class Batch:
         sums, values = clipping.clipped_sum_of_groups(module, groups, self._mechanism.clip_norm)
         return self._mechanism.noised(sums), values
 
+    def release_vectors(self, vectors: Tensor) -> Tensor:
+        """Noisy sum of one clipped vector a unit (units, n), as `clipping.clipped_vectors`."""
+        self._pay()
+        total = clipping.clipped_vectors(vectors, self._mechanism.clip_norm)
+        return self._mechanism.noised([total])[0]
+
     def _pay(self) -> None:
         if not self._left:
             allowed = self._mechanism.plan.releases_per_draw
@@ -185,3 +191,7 @@ class UnprotectedBatch:
             return [torch.zeros_like(p) for p in parameters], torch.empty(0)
         values = losses(slice(0, records))
         return list(torch.autograd.grad(values.sum(), parameters)), values.detach()
+
+    def release_vectors(self, vectors: Tensor) -> Tensor:
+        """Plain sum of vectors (units, n)."""
+        return vectors.sum(0)
