@@ -245,6 +245,7 @@ def test_settings(wildcards):
 def figure_titles():
     """The figures that this study can fill: file stem, and the question it answers."""
     titles = {
+        "frontier": "What does each epsilon buy above what is free?",
         "figure-2": "What do the synthetic pairs look like?",
         "figure-3": "How does quality fall as privacy rises?",
         "figure-4": "Where are the errors?",

@@ -16,6 +16,12 @@ rule gather_scores:
         threshold=f"results/{STUDY.cohort}/data/threshold.tsv",
     output:
         audits="results/report/tables/audits.tsv",
+        frontier=report(
+            "results/report/tables/frontier.tsv",
+            caption="../report/frontier.rst",
+            category="Tables",
+            labels={"table": "Frontier"},
+        ),
         points="results/report/tables/points.tsv",
         scores="results/report/tables/scores.tsv",
         summary="results/report/tables/summary.tsv",
@@ -30,6 +36,7 @@ rule gather_scores:
     conda:
         "../envs/veil.yaml"
     params:
+        cohort=STUDY.cohort,
         code=code_hash("gather_scores.py"),
     script:
         "../scripts/gather_scores.py"
@@ -69,6 +76,7 @@ rule write_report:
         audits=rules.gather_scores.output.audits,
         points=rules.gather_scores.output.points,
         table_1=rules.gather_scores.output.table_1,
+        frontier=rules.gather_scores.output.frontier,
         figures=rules.draw_figures.output,
     output:
         report(

@@ -12,6 +12,7 @@ with job.running(snakemake):
     root, folder = Path(snakemake.input.pairs[0]).parents[4], Path(snakemake.output[0]).parent
     first, *others = snakemake.params.tests
     drawn = {
+        "frontier": figures.frontier(tables.frontier_table(points, summary, first)),
         "figure-2": figures.figure_2(points, root),
         "figure-3": figures.figure_3(points, summary, first),
         "figure-4": figures.figure_4(points, root, first),

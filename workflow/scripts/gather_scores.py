@@ -15,4 +15,6 @@ with job.running(snakemake):
     artifacts.write_table(Path(snakemake.output.points), overview)
     artifacts.write_table(Path(snakemake.output.scores), summary_of)
     artifacts.write_table(Path(snakemake.output.summary), summary)
+    frontier = tables.frontier_table(overview, summary, snakemake.params.cohort)
+    artifacts.write_table(Path(snakemake.output.frontier), frontier)
     artifacts.write_table(Path(snakemake.output.table_1), tables.table_1(overview, summary))

@@ -21,6 +21,7 @@ with job.running(snakemake):
         audits=artifacts.read_table(Path(snakemake.input.audits)),
         points=artifacts.read_table(Path(snakemake.input.points)),
         table_1=artifacts.read_table(Path(snakemake.input.table_1)),
+        frontier=artifacts.read_table(Path(snakemake.input.frontier)),
         tests=list(snakemake.params.tests),
         sections=sections,
     )

@@ -90,6 +90,50 @@ def figure_5(points: pd.DataFrame, summary: pd.DataFrame, cohort: str) -> Figure
     return figure
 
 
+def frontier(table: pd.DataFrame) -> Figure:
+    """Left: against epsilon per patient, right: per patch; above DSC, below bAHD."""
+    figure = Figure(figsize=(10.5, 6.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharey="row", sharex="col")
+    units = {"epsilon_patient": "patient", "epsilon": "patch"}
+    for row, metric in enumerate(("dsc", "bahd_voxel")):
+        for column, (key, unit) in enumerate(units.items()):
+            _trade(axes[row, column], table, key, metric)
+            if row:
+                axes[row, column].set_xlabel(f"epsilon per {unit}")
+        axes[row, 0].set_ylabel(tables.METRICS[metric])
+    axes[0, 0].set_ylim(0, 1)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _trade(axis: Axes, table: pd.DataFrame, key: str, metric: str) -> None:
+    """One metric against one epsilon on a log axis, with places for 0 and infinity at its ends."""
+    finite = table[key][(table[key] > 0) & np.isfinite(table[key])]
+    low, high = (np.log10(finite.min()), np.log10(finite.max())) if len(finite) else (0.0, 0.0)
+    low, high = min(low, 0.0) - 0.2, max(high, 1.0) + 0.2
+    gap = 0.12 * (high - low)
+    with np.errstate(divide="ignore"):
+        place = np.log10(table[key]).clip(low - gap, high + gap)
+    colours = _colours(table.generator)
+    for name, mine in table.groupby("generator"):
+        axis.errorbar(
+            place[mine.index], mine[metric], mine[f"{metric}_sd"].fillna(0), fmt="o", ms=5,
+            capsize=3, color=colours[str(name)], label=str(name),
+        )  # fmt: skip
+    ceiling, floor = table[table.generator == "real"], table[table.guarantee == "public"]
+    for mine, style in ((ceiling, "-"), (floor.nlargest(1, "dsc"), "--")):
+        if len(mine):
+            axis.axhline(mine.iloc[0][metric], color="0.35", lw=1, ls=style)
+    ticks = range(int(np.ceil(low)), int(high) + 1)
+    axis.set_xticks(
+        [low - gap, *ticks, high + gap], ["0", *(f"{10.0**tick:g}" for tick in ticks), "∞"]
+    )
+    for edge in (low - gap / 2, high + gap / 2):
+        axis.axvline(edge, color="0.85", lw=1)
+    axis.set_xlim(low - 1.5 * gap, high + 1.5 * gap)
+
+
 def figure_4(points: pd.DataFrame, root: Path, cohort: str) -> Figure:
     """Error maps of one test patient, projected along z, for every generator and level."""
     shown = ordered(points)

@@ -31,7 +31,8 @@ class Section:
 
 def write(
     path: Path, *, study: str, note: str, cohort: str, public: bool, points: pd.DataFrame,
-    audits: pd.DataFrame, table_1: pd.DataFrame, tests: list[str], sections: list[Section],
+    audits: pd.DataFrame, table_1: pd.DataFrame, frontier: pd.DataFrame, tests: list[str],
+    sections: list[Section],
 ) -> None:  # fmt: skip
     """Write the page. `public` says whether the private cohort is a phantom after all."""
     environment = Environment(
@@ -43,6 +44,7 @@ def write(
         study=study, note=note, cohort=cohort, public=public, tests=tests, sections=sections,
         points=points.astype(object).to_dict("records"),
         audits=audits.astype(object).to_dict("records"),
+        frontier=frontier.astype(object).to_dict("records"),
         rows=table_1.astype(object).to_dict("records"), metrics=("dsc", "bahd_voxel", "bahd_mm"),
         metric_names=tables.METRICS,
     )  # fmt: skip

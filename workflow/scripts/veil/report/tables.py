@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from veil import artifacts
@@ -92,6 +93,31 @@ def summary_table(scores: pd.DataFrame) -> pd.DataFrame:
     table = groups.agg(mean="mean", sd="std", patients="size", defined="count").reset_index()
     table["undefined"] = table["patients"] - table.pop("defined")
     return table
+
+
+def frontier_table(points: pd.DataFrame, summary: pd.DataFrame, cohort: str) -> pd.DataFrame:
+    """What each epsilon buys on one test cohort: a row a generator and level, means over seeds.
+
+    `dsc_sd` is over seeds (NaN for one). `gain` is the mean DSC above the best public generator's,
+    the free floor, and `gain_sd` the deviations of both together.
+    """
+    mine = summary[(summary.test_cohort == cohort) & summary.metric.isin(["dsc", "bahd_voxel"])]
+    wide = mine.pivot_table(index=KEYS, columns="metric", values="mean", dropna=False).reset_index()
+    # A point without a single defined bAHD still has its DSC.
+    wide = wide.reindex(columns=[*KEYS, "dsc", "bahd_voxel"]).dropna(subset=["dsc"])
+    joined = points.merge(wide, on=KEYS)
+    groups = joined.groupby(["generator", "privacy", "guarantee"], sort=False, dropna=False)
+    table = groups.agg(
+        epsilon_patient=("epsilon_patient", "max"), epsilon=("epsilon", "max"),
+        seeds=("seed", "size"), dsc=("dsc", "mean"), dsc_sd=("dsc", "std"),
+        bahd_voxel=("bahd_voxel", "mean"), bahd_voxel_sd=("bahd_voxel", "std"),
+        training_minutes=("training_minutes", "mean"),
+    ).reset_index()  # fmt: skip
+    free = table[table.guarantee == "public"].nlargest(1, "dsc")
+    floor, spread = (free.iloc[0].dsc, free.iloc[0].dsc_sd) if len(free) else (np.nan, np.nan)
+    table["gain"] = table.dsc - floor
+    table["gain_sd"] = np.hypot(table.dsc_sd, spread)
+    return table.sort_values(["epsilon_patient", "epsilon", "generator"], ignore_index=True)
 
 
 def best_runs(points: pd.DataFrame) -> pd.DataFrame:
