@@ -9,6 +9,7 @@ point spread, coil sensitivity and Rician noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -325,17 +326,21 @@ def _near(
     for reach in np.unique(reach_of[inside]):
         chosen = np.flatnonzero(inside & (reach_of == reach))
         spans = [np.arange(-k, k + 1) for k in np.ceil(reach / zooms).astype(int)]
-        window = np.stack(np.meshgrid(*spans, indexing="ij"), -1).reshape(-1, axes)
-        for part in np.array_split(chosen, len(chosen) * len(window) // 4_000_000 + 1):
+        window = math.prod(map(len, spans))
+        for part in np.array_split(chosen, len(chosen) * window // 2_000_000 + 1):
             place = tree.points[part][:, :axes] / zooms + centre
-            voxel = np.rint(place).astype(np.int32)[:, None, :] + window[None]
-            away = (((voxel - place[:, None]) * zooms) ** 2).sum(-1, dtype=np.float32)
-            distance = np.sqrt(away)
-            keep = (distance < tree.radius[part][:, None] + edge / 2) & (
-                (voxel >= 0) & (voxel < np.array(shape))
-            ).all(-1)
+            away = np.zeros((len(part), 1), np.float32)
+            index, there = np.zeros((len(part), 1), np.int64), np.ones((len(part), 1), bool)
+            for axis, span in enumerate(spans):  # one axis after another: its row by all so far
+                voxel = np.rint(place[:, axis, None]).astype(np.int64) + span
+                square = (((voxel - place[:, axis, None]) * zooms[axis]) ** 2).astype(np.float32)
+                within = (voxel >= 0) & (voxel < shape[axis])
+                away = (away[:, :, None] + square[:, None]).reshape(len(part), -1)
+                index = (index[:, :, None] * shape[axis] + voxel[:, None]).reshape(len(part), -1)
+                there = (there[:, :, None] & within[:, None]).reshape(len(part), -1)
+            keep = there & (away < (tree.radius[part][:, None] + edge / 2) ** 2)
             rows = np.broadcast_to(part[:, None], keep.shape)[keep]
-            yield rows, np.ravel_multi_index(tuple(voxel[keep].T), shape), distance[keep]
+            yield rows, index[keep], np.sqrt(away[keep])
 
 
 def _angiogram(
