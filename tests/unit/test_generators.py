@@ -24,6 +24,7 @@ DENOISER = config.DiffusionGenerator(
     public_steps=4, public_pairs=20, patient_batch_size=2, patient_patches=3,
     public={"kind": "phantom", "volumes": 1, "phantom": {"shape": (48, 48, 1)}},
 )  # fmt: skip
+STARTED = TINY.model_copy(update={"public": DENOISER.public, "public_updates": 2})
 FITTED = config.FittedGenerator(
     kind="fitted", volumes=4, candidates=24, directions=2,
     phantom={
@@ -97,7 +98,7 @@ def test_every_allowed_size(size, architecture):
     assert wgan.build_critic(settings, size)(fake).shape[:2] == (2, 1)
 
 
-@pytest.mark.parametrize("settings", [TINY, PUBLISHED, DENOISER], ids=lambda s: s.kind)
+@pytest.mark.parametrize("settings", [TINY, PUBLISHED, STARTED, DENOISER])
 @pytest.mark.parametrize("level", ["none", "sigma-1", "eps-2"])
 def test_fit_save_load_sample(tmp_path, pairs, settings, level):
     generator = generators.build(task(settings, level), pairs)
@@ -114,8 +115,12 @@ def test_fit_save_load_sample(tmp_path, pairs, settings, level):
 
 @pytest.mark.parametrize(
     ("settings", "shorter"),
-    [(TINY, {"generator_updates": 2}), (DENOISER, {"steps": 2})],
-    ids=["wgan", "diffusion"],
+    [
+        (TINY, {"generator_updates": 2}),
+        (STARTED, {"generator_updates": 2}),
+        (DENOISER, {"steps": 2}),
+    ],
+    ids=["wgan", "wgan from phantoms", "diffusion"],
 )
 def test_resuming_changes_nothing(tmp_path, pairs, settings, shorter):
     whole, halves = (generators.build(task(settings, "sigma-1"), pairs) for _ in range(2))
@@ -274,3 +279,14 @@ def test_directions_are_those_that_settings_move(rng):
     matrix = fitted.canonical_directions(settings, found, 1)
     assert abs(np.corrcoef(found @ matrix[:, 0], settings[:, 0])[0, 1]) > 0.98
     assert (found @ matrix).std() == pytest.approx(1)
+
+
+def test_public_start_costs_nothing_and_changes_what_is_learned(tmp_path, pairs):
+    plain, started = (generators.build(task(s, "sigma-1"), pairs) for s in (TINY, STARTED))
+    assert started.spent() == plain.spent()
+    assert started.work() > plain.work()
+    for generator in (plain, started):
+        generator.fit(tmp_path / str(id(generator)), CPU, {})
+    assert any(
+        not torch.equal(tensor, started.weights()[name]) for name, tensor in plain.weights().items()
+    )

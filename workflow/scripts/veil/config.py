@@ -327,6 +327,13 @@ class WganGenerator(Model):
     """Bound on the gradient norm of each patch, or patient (with privacy only)."""
     weight_clip: Positive = 0.01
     """Critic weights are clamped to this after each update."""
+    public: PhantomGenerator | None = None
+    """Phantoms to learn from before any private patch is seen; null, as in the paper, starts from
+    nothing."""
+    public_pairs: Annotated[int, Field(ge=1)] = 2000
+    """Pairs of phantoms."""
+    public_updates: Annotated[int, Field(ge=1)] = 300
+    """Generator updates on them."""
     label_threshold: Annotated[float, Field(ge=-1, le=1)] = 0.3
     """A synthetic voxel is labelled where the second channel passes this; the paper: 0.8,
     which a network trained for minutes hardly ever reaches."""

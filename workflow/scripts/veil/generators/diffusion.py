@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from veil import config, generators, training
+from veil import config, training
 from veil.generators.private import PrivateGenerator, some_of
 from veil.patches import from_unit
 from veil.privacy.audit import Canaries, Probe, Watched
@@ -80,7 +80,7 @@ class Diffusion(PrivateGenerator):
             mechanism=mechanism,
             pairs=pairs,
             owners=owners,
-            public=self._phantoms(),
+            public=self.public_pairs(self.settings.public, self.settings.public_pairs),
             seed=self.task.seed,
             device=device,
         )
@@ -88,18 +88,6 @@ class Diffusion(PrivateGenerator):
         training.Loop(steps=steps, folder=state, identity=identity, name="diffusion").run(lesson)
         mechanism.settle()
         self.network.load_state_dict(lesson.average.state_dict())
-
-    def _phantoms(self) -> np.ndarray:
-        """The public pairs of the first stage."""
-        public = self.settings.public
-        if public is None:
-            return np.empty((0, 2, self.task.size, self.task.size), np.uint8)
-        plain = config.PrivacyLevel(kind="none")
-        teacher = generators.build(
-            self.task.model_copy(update={"settings": public, "level": plain})
-        )
-        seed = derive_seed(self.task.seed, "phantoms")
-        return teacher.sample(self.settings.public_pairs, seed, torch.device("cpu"), threads=1)
 
     def rehearse(self, canaries: Canaries) -> Watched:
         watched, owners = self.watched(canaries)

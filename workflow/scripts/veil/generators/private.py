@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from veil import artifacts
+from veil import artifacts, config
 from veil.generators.base import Generator
+from veil.generators.phantom import cut_from
 from veil.privacy import accounting, randomness
 from veil.privacy.audit import Canaries, Watched
 from veil.privacy.ledger import Event, Ledger, without_privacy
@@ -130,6 +131,13 @@ class PrivateGenerator(Generator):
         pairs = artifacts.open_pairs(self.patches)
         owners = self.rows_of_patients() if self.task.level.unit == "patient" else None
         return pairs, owners, self.mechanism(len(pairs) if owners is None else len(owners))
+
+    def public_pairs(self, public: config.PhantomGenerator | None, count: int) -> np.ndarray:
+        """Pairs of phantoms to start from, uint8 (count, 2, size, size); none without phantoms."""
+        if public is None:
+            return np.empty((0, 2, self.task.size, self.task.size), np.uint8)
+        seed = derive_seed(self.task.seed, "phantoms")
+        return cut_from([public.phantom] * public.volumes, count, self.task.size, seed, threads=1)
 
     def rows_of_patients(self) -> list[np.ndarray]:
         """For each patient the rows of the patches that are theirs."""

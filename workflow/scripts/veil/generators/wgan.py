@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from veil import config, training
 from veil.generators.private import PrivateGenerator, some_of
 from veil.patches import from_unit, to_unit
-from veil.privacy import accounting
+from veil.privacy import accounting, randomness
 from veil.privacy.audit import Canaries, Probe, Silence, Watched
 from veil.privacy.clipping import Losses
 from veil.privacy.mechanism import Batch, Mechanism, Unprotected
@@ -76,9 +76,12 @@ class Wgan(PrivateGenerator):
 
     def fit(self, state: Path, device: torch.device, identity: Mapping[str, Any]) -> None:
         pairs, owners, mechanism = self.private()
+        critic = build_critic(self.settings, self.task.size).to(device)
+        initialise(critic, torch.Generator().manual_seed(derive_seed(self.task.seed, "critic")))
+        self._learn_from_phantoms(critic, state / "public", device, identity)
         game = Game(
             self.network.to(device),
-            build_critic(self.settings, self.task.size).to(device),
+            critic,
             pairs,
             settings=self.settings,
             mechanism=mechanism,
@@ -88,6 +91,30 @@ class Wgan(PrivateGenerator):
         )
         training.Loop(steps=self.steps, folder=state, identity=identity, name="wgan").run(game)
         mechanism.settle()
+
+    def _learn_from_phantoms(
+        self, critic: nn.Module, state: Path, device: torch.device, identity: Mapping[str, Any]
+    ) -> None:
+        """Give both networks their public start, if they are to have one."""
+        pairs = self.public_pairs(self.settings.public, self.settings.public_pairs)
+        if not len(pairs):
+            return
+        seed = derive_seed(self.task.seed, "public")
+        game = Game(
+            self.network.to(device),
+            critic,
+            pairs,
+            settings=self.settings,
+            mechanism=Unprotected(
+                units=len(pairs),
+                rate=min(self.settings.batch_size / len(pairs), 1.0),
+                sampler=randomness.Seeded(derive_seed(seed, "batches")),
+            ),
+            seed=seed,
+            device=device,
+        )
+        steps = self.settings.public_updates
+        training.Loop(steps=steps, folder=state, identity=identity, name="phantoms").run(game)
 
     def rehearse(self, canaries: Canaries) -> Watched:
         watched, owners = self.watched(canaries)
@@ -106,15 +133,18 @@ class Wgan(PrivateGenerator):
         return watched
 
     def work(self) -> float:
-        """Forwards and backwards of both networks."""
-        settings, patient = self.settings, self.task.level.unit == "patient"
-        fakes = settings.batch_size
-        if patient:
+        """Forwards and backwards of both networks, on phantoms and on patients."""
+        settings, fakes = self.settings, self.settings.batch_size
+        if self.task.level.unit == "patient":
             fakes = settings.patient_batch_size * settings.patient_patches
         critic, sampling, generator = self._work_of_a_record()
         # As many real records as fakes are expected, and both halves go through the critic.
-        update = settings.critic_updates * fakes * (2 * critic + sampling)
-        return self.steps * (update + settings.batch_size * (critic + generator))
+        of_a_fake = settings.critic_updates * (2 * critic + sampling)
+        update = settings.batch_size * (critic + generator)
+        public = settings.public_updates if settings.public else 0
+        return self.steps * (fakes * of_a_fake + update) + public * (
+            settings.batch_size * of_a_fake + update
+        )
 
     def speed(self) -> float:
         critic = build_critic(self.settings, self.task.size)
@@ -178,7 +208,6 @@ class Game:
         self.owners = owners
         # A stream of its own, so that the number of latents drawn never moves batches or noise.
         self.latents = torch.Generator().manual_seed(derive_seed(seed, "latents"))
-        initialise(critic, torch.Generator().manual_seed(derive_seed(seed, "critic")))
         self.generator_optimiser = torch.optim.RMSprop(
             generator.parameters(), settings.learning_rate
         )
