@@ -183,8 +183,8 @@ def test_the_tiny_study_reaches_its_report(project):
         assert words in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     scores = pd.read_csv(project / "results/report/tables/scores.tsv", sep="\t")
-    # 6 points and the threshold, 3 test patients, 3 metrics.
-    assert len(scores) == 7 * 3 * 3
+    # 8 points and the threshold, 3 test patients, 3 metrics.
+    assert len(scores) == 9 * 3 * 3
     points = pd.read_csv(project / "results/report/tables/points.tsv", sep="\t")
     loops = points.set_index(["generator", "privacy"])
     assert loops.loc[("phantom", "none"), "epsilon"] == 0
@@ -195,6 +195,22 @@ def test_the_tiny_study_reaches_its_report(project):
         loops.loc[("wgan", "sigma-2"), "epsilon_patient"]
         > loops.loc[("wgan", "sigma-2"), "epsilon"]
     )
+
+
+def test_the_frontier_has_every_generator_and_its_gain(project):
+    table = pd.read_csv(project / "results/report/tables/frontier.tsv", sep="\t")
+    assert set(table.generator) == {
+        "real", "phantom", "wgan", "wgan-as-published", "diffusion", "fitted"
+    }  # fmt: skip
+    floor = table.set_index("generator").dsc["phantom"]
+    np.testing.assert_allclose(table.gain, table.dsc - floor)
+
+
+@pytest.mark.parametrize("point", ["diffusion/sigma-2", "fitted/patient-eps-5"])
+def test_new_generators_are_audited_as_the_others(project, point):
+    audited = pd.read_csv(project / f"results/first/{point}/seed-0/scores/audit.tsv", sep="\t")
+    assert set(audited.verdict) <= {"not refuted", "not refuted (out of reach)"}
+    assert (audited.lower_bound <= audited.claim).all()
 
 
 def test_a_point_with_patients_as_the_unit_says_so_all_the_way(project):
@@ -287,11 +303,15 @@ def test_a_generators_code_retrains_it_and_no_other(project, tmp_path):
     place = copy_project(tmp_path)
     for name in ("results", ".snakemake"):
         shutil.copytree(project / name, place / name, symlinks=True)
-    edit(place / "workflow/scripts/veil/generators/phantom.py", "max(count, 2)", "max(count, 3)")
+    edit(
+        place / "workflow/scripts/veil/generators/diffusion.py",
+        "ROWS_AT_ONCE = 256",
+        "ROWS_AT_ONCE = 64",
+    )
     done = snakemake(place, "-n", *TINY)
     counts = rules_of(done.stdout)
     assert counts["train_generator"] == counts["sample_synthetic"] == 1
-    assert "generator=phantom" in done.stdout
+    assert "generator=diffusion" in done.stdout
     assert "Params have changed" in done.stdout or "Code has changed" in done.stdout
 
 
