@@ -471,8 +471,8 @@ class Segmentation(Model):
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimiser steps; the paper: 15 epochs of 2 N / 64."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over the steps: `constant` as in the paper, or falling to 0 by half a
-    `cosine`, which is better where steps are few."""
+    """Learning rate over the steps: `constant` as in the paper, or rising over a tenth of them and
+    then falling to 0 by half a `cosine`, which is better where steps are few."""
     grid: Grid = Grid()
     """U-Nets per synthetic set; the best on real validation patients is tested."""
     stride: Annotated[float, Field(gt=0, le=1)] = 0.5
