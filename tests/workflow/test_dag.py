@@ -93,7 +93,7 @@ def test_real_angiograms_dry_run(fresh, real_data):
         "config/studies/dias.yaml",
         env={"VEIL_REAL_DATA": str(real_data)},
     )
-    assert rules_of(done.stdout)["train_generator"] == 4, done.stdout[-2000:]
+    assert rules_of(done.stdout)["train_generator"] == 3, done.stdout[-2000:]
 
 
 def test_an_unset_variable_is_named(fresh):
