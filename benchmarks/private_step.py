@@ -312,15 +312,15 @@ def error(case: str, method: str) -> dict[str, float]:
 
 
 def times(case: str, methods: list[str], rounds: int) -> dict[str, float]:
-    """Median seconds of a step of each, taking turns."""
+    """Median CPU seconds of a step of each, taking turns: other work disturbs these less."""
     steps = {name: METHODS[name](CASES[case](), SIGMA) for name in methods}
     found: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
             if turn:
-                found[name].append(time.perf_counter() - start)
+                found[name].append(time.process_time() - start)
     return {name: statistics.median(held) for name, held in found.items()}
 
 
@@ -347,7 +347,7 @@ def table(case: str, rounds: int, fast: str) -> None:
     assert isinstance(seconds, dict), seconds
     base = needs["plain"]
     assert isinstance(base, dict)
-    print(f"\n{case}: the plain step takes {seconds['plain']:.3g} s and "
+    print(f"\n{case}: the plain step takes {seconds['plain']:.3g} CPU s and "
           f"{base['bytes'] / 2**20:.0f} MB\n")  # fmt: skip
     print("| method | time | memory | gradient differs by |\n|---|---|---|---|")
     for name, found in needs.items():
