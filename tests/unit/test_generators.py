@@ -173,6 +173,16 @@ def test_denoiser_learns_from_phantoms_before_it_sees_a_patch(tmp_path, pairs, l
     assert np.mean(losses[130:150]) < 0.7 * np.mean(losses[:20])
 
 
+def test_the_seed_decides_every_weight_of_the_denoiser():
+    one, same, other = (
+        generators.build(task(DENOISER).model_copy(update={"seed": seed})).network.state_dict()
+        for seed in (3, 3, 4)
+    )
+    for name, tensor in one.items():
+        assert torch.equal(tensor, same[name])
+        assert "norm" in name or not torch.equal(tensor, other[name]), name
+
+
 @pytest.mark.parametrize(("which", "least"), [("norms", 1), ("late", 2), ("all", 3)])
 def test_private_steps_move_what_is_tuned_and_no_more(tmp_path, pairs, which, least):
     settings = DENOISER.model_copy(update={"tuned": which, "public": None, "average": 0.0})

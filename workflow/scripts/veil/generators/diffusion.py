@@ -14,6 +14,7 @@ that was fitted to the private patients.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
@@ -53,9 +54,9 @@ class Diffusion(PrivateGenerator):
     @cached_property
     def network(self) -> nn.Module:
         """The denoiser, freshly initialised."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.task.seed)
-            return Denoiser(self.settings, self.task.size)
+        network = Denoiser(self.settings, self.task.size)
+        initialise(network, torch.Generator().manual_seed(self.task.seed))
+        return network
 
     @property
     def batch(self) -> int:
@@ -180,6 +181,15 @@ class Denoiser(nn.Module):
     def forward(self, rows: Tensor, times: Tensor) -> Tensor:
         velocity: Tensor = self.inner(rows, times, return_dict=False)[0]
         return velocity
+
+
+def initialise(network: nn.Module, random: torch.Generator) -> None:
+    """Weights and biases uniform in +-1 / sqrt(inputs), as torch has it, from `random` alone."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            for parameter in layer.parameters(recurse=False):
+                nn.init.uniform_(parameter, -bound, bound, generator=random)
 
 
 def tuned(network: nn.Module, which: str) -> list[nn.Parameter]:
