@@ -91,10 +91,10 @@ MUTANTS = {
         "test_09",
     ),
     "the rate follows the private number of records": Mutant(
-        "generators/wgan.py",
+        "generators/private.py",
         "return Mechanism(\n            self.charge,",
         "return Mechanism(\n"
-        "            replace(self.charge, sampling_rate=min(self.settings.batch_size / present, 1.0)),",
+        "            replace(self.charge, sampling_rate=min(self.batch / present, 1.0)),",
         "test_06",
     ),
 }  # fmt: skip

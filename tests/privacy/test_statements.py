@@ -17,7 +17,7 @@ import torch
 from dp_accounting.rdp import RdpAccountant
 
 from veil import artifacts, config, generators
-from veil.generators import wgan
+from veil.generators import diffusion, wgan
 from veil.patches import scale, to_unit
 from veil.privacy import accounting, clipping
 from veil.privacy.accounting import Charge
@@ -88,6 +88,7 @@ def game(pairs, loop="valid", script=None, steps=3, **changes):
         k: v for k, v in changes.items() if k in ("noise_multiplier", "sampling_rate")
     })  # fmt: skip
     critic = wgan.build_critic(given.settings, 16)
+    wgan.initialise(critic, torch.Generator().manual_seed(1))
     match = wgan.Game(
         generator.network, critic, pairs, settings=given.settings, mechanism=mechanism, seed=1,
         device=CPU, owners=owners if loop == "patient" else None,
@@ -95,6 +96,46 @@ def game(pairs, loop="valid", script=None, steps=3, **changes):
     for _ in range(steps):
         match.step()
     return match, mechanism
+
+
+class OwnCoins(diffusion.Denoising):
+    """Noise levels and flips that follow from each record alone, as if its coins lay with it."""
+
+    def rows(self, pairs, copies, times, random):
+        each = [
+            super(OwnCoins, self).rows(pair[None], copies, times, torch.Generator().manual_seed(
+                int(pair.astype(np.int64).ravel() @ np.arange(pair.size))
+            ))
+            for pair in pairs
+        ]  # fmt: skip
+        if not each:
+            return super().rows(pairs, copies, times, random)
+        return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
+
+
+def lesson(pairs, unit="patch", script=None, steps=3, **changes):
+    """A denoiser's private steps on 100 public records, and their mechanism."""
+    level = "patient-eps-5" if unit == "patient" else "sigma-1"
+    settings = config.DiffusionGenerator(
+        kind="diffusion", channels=(4, 8), steps=3, batch_size=8, multiplicity=3,
+        patient_batch_size=3, patient_patches=4, **changes,
+    )  # fmt: skip
+    given = task(level=level).model_copy(update={"settings": settings})
+    generator = generators.build(given)
+    owners = [np.arange(n, min(n + 10, len(pairs))) for n in range(0, len(pairs), 10)]
+    mechanism = generator.mechanism(len(owners) if unit == "patient" else len(pairs))
+    mechanism.__class__, mechanism.script = Recorder, script
+    if script is None and steps == 1:
+        mechanism.plan = replace(mechanism.plan, sampling_rate=1.0)
+    network = generator.network
+    taught = diffusion.Lesson(
+        network, OwnCoins(settings), settings=settings, tuned=list(network.parameters()),
+        mechanism=mechanism, pairs=pairs, owners=owners if unit == "patient" else None,
+        public=pairs[:0], seed=1, device=CPU,
+    )  # fmt: skip
+    for _ in range(steps):
+        taught.step()
+    return taught, mechanism
 
 
 def flat(parts):
@@ -250,6 +291,21 @@ def test_08_one_unit_moves_a_release_by_at_most_the_clip_norm(pairs, loop, clip_
         assert max(moved) > 0.9 * clip_norm
 
 
+@pytest.mark.parametrize("unit", ["patch", "patient"])
+@pytest.mark.parametrize("clip_norm", [1e-3, 1.0])
+def test_08_nor_does_it_with_several_noise_levels_a_record(pairs, unit, clip_norm):
+    """The denoiser's rows of one record are clipped as one."""
+    size, moved = 10 if unit == "patient" else 1, []
+    for gone in range(3):
+        order = np.roll(np.arange(100), -gone * size)
+        _, whole = lesson(pairs[order], unit, steps=1, clip_norm=clip_norm)
+        _, less = lesson(pairs[order][:-size], unit, steps=1, clip_norm=clip_norm)
+        moved.append((flat(whole.sent[0]) - flat(less.sent[0])).norm().item())
+    assert max(moved) <= clip_norm * (1 + 1e-3)
+    if clip_norm == 1e-3:
+        assert max(moved) > 0.9 * clip_norm
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_09_a_record_that_is_no_number_breaks_nothing(pairs, loop, value, monkeypatch):
@@ -328,6 +384,20 @@ def test_12_all_that_is_learned_follows_from_what_was_released(pairs, loop):
     second, replayed = game(other, loop, script=sent.sent)
     assert len(replayed.sent) == len(sent.sent)
     for module in ("generator", "critic"):
+        for a, b in zip(
+            getattr(first, module).parameters(), getattr(second, module).parameters(), strict=True
+        ):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("unit", ["patch", "patient"])
+def test_12_a_denoiser_learns_from_what_was_released_alone(pairs, unit):
+    first, sent = lesson(pairs, unit)
+    other = (1 - pairs // np.array([255, 1], np.uint8)[:, None, None]).astype(np.uint8)
+    second, replayed = lesson(other, unit, script=sent.sent)
+    assert len(replayed.sent) == len(sent.sent) == 3
+    assert not torch.equal(flat(sent.exact[0]), flat(replayed.exact[0]))
+    for module in ("network", "average"):
         for a, b in zip(
             getattr(first, module).parameters(), getattr(second, module).parameters(), strict=True
         ):
