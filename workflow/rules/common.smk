@@ -19,11 +19,11 @@ CELLS = STUDY.segmentation.grid.cells()
 SEGMENTATION = STUDY.segmentation.model_dump_json(exclude={"grid"})
 POINT_FILES = (
     r"generator/(weights\.safetensors|privacy\.json|history\.jsonl|benchmark\.tsv)"
-    r"|synthetic/pairs\.npy|scores/(segmentation\.tsv|audit\.tsv|errors|benchmark\.tsv)"
+    r"|synthetic/pairs\.npy|scores/(segmentation\.tsv|similarity\.tsv|audit\.tsv|errors|benchmark\.tsv)"
     r"|segmenters/(chosen\.json|[^/]+/(weights\.safetensors|history\.jsonl|validation\.tsv))"
 )
 DATA_FILES = (
-    r"bids|manifest\.tsv|qc\.tsv|qc\.png|patches\.npy|patches\.tsv|threshold\.tsv"
+    r"bids|manifest\.tsv|qc\.tsv|qc\.png|(?:test_)?patches\.(?:npy|tsv)|threshold\.tsv"
 )
 # What a wildcard may be, given what stands around it in the path: only cohorts with training
 # patients have points, and only generators that can be private have privacy levels.
@@ -50,9 +50,10 @@ GRAMMAR = f"""the grammar of a result's path:
     generator  {", ".join(STUDY.generators)}
     privacy    none | sigma-X | eps-X | patient-eps-X, X in its shortest decimal spelling (sigma-0.65)
     file       generator/weights.safetensors | generator/privacy.json | synthetic/pairs.npy |
-               segmenters/chosen.json | scores/segmentation.tsv | scores/audit.tsv
+               segmenters/chosen.json | scores/segmentation.tsv | scores/similarity.tsv |
+               scores/audit.tsv
   results/<cohort>/data/<file>
-    file       manifest.tsv | qc.tsv | qc.png | patches.npy | threshold.tsv
+    file       manifest.tsv | qc.tsv | qc.png | patches.npy | test_patches.npy | threshold.tsv
   results/report/index.html"""
 
 

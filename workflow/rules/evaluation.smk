@@ -1,6 +1,7 @@
-# From U-Nets to scores on real test patients.
-# INPUTS   {point}/segmenters/*/, manifests and scans of the test cohorts
-# OUTPUTS  {point}/segmenters/chosen.json, {point}/scores/segmentation.tsv,
+# From U-Nets and synthetic pairs to scores against real test patients.
+# INPUTS   {point}/segmenters/*/, {point}/synthetic/pairs.npy, manifests, scans and patches of
+#          test patients
+# OUTPUTS  {point}/segmenters/chosen.json, {point}/scores/segmentation.tsv, {point}/scores/similarity.tsv,
 #          {point}/scores/errors/ (NIfTI error maps), results/{cohort}/data/threshold.tsv
 
 
@@ -40,6 +41,26 @@ rule score_segmentation:
         code=code_hash("score_segmentation.py"),
     script:
         "../scripts/score_segmentation.py"
+
+
+rule score_similarity:
+    """How far the synthetic pairs are from the test patients' patches."""
+    input:
+        synthetic=f"{POINT}/synthetic/pairs.npy",
+        real=f"{DATA}/test_patches.npy",
+    output:
+        f"{POINT}/scores/similarity.tsv",
+    log:
+        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/score_similarity.log",
+    conda:
+        "../envs/veil.yaml"
+    resources:
+        mem="4GB",
+        runtime="1h",
+    params:
+        code=code_hash("score_similarity.py"),
+    script:
+        "../scripts/score_similarity.py"
 
 
 rule score_threshold:

@@ -1,6 +1,7 @@
-# From the training patients to image-label patches.
+# From patients to image-label patches.
 # INPUTS   results/{cohort}/data/manifest.tsv and the scans it lists
-# OUTPUTS  results/{cohort}/data/patches.npy (a memory map) and patches.tsv (whose they are)
+# OUTPUTS  results/{cohort}/data/: patches.npy (a memory map) and patches.tsv (whose they are) of the
+#          training patients; test_patches.npy and test_patches.tsv of the test patients
 
 
 rule cut_patches:
@@ -24,8 +25,26 @@ rule cut_patches:
     params:
         root=cohort_root,
         cohort=cohort_settings,
+        split="train",
         patches=STUDY.patches.model_dump_json(),
         seed=seed_for("patches"),
         code=code_hash("cut_patches.py"),
     script:
         "../scripts/cut_patches.py"
+
+
+use rule cut_patches as cut_test_patches with:
+    output:
+        pairs=f"{DATA}/test_patches.npy",
+        table=f"{DATA}/test_patches.tsv",
+    log:
+        "logs/{cohort}/cut_test_patches.log",
+    benchmark:
+        f"{DATA}/test_patches.benchmark.tsv"
+    params:
+        root=cohort_root,
+        cohort=cohort_settings,
+        split="test",
+        patches=STUDY.patches.model_dump_json(),
+        seed=seed_for("patches"),
+        code=code_hash("cut_patches.py"),

@@ -11,6 +11,7 @@ rule gather_scores:
     input:
         scores=expand("{point}/scores/segmentation.tsv", point=points()),
         chosen=expand("{point}/segmenters/chosen.json", point=points()),
+        similarity=expand("{point}/scores/similarity.tsv", point=points()),
         privacy=expand("{point}/generator/privacy.json", point=points()),
         audits=expand("{point}/scores/audit.tsv", point=private_points()),
         threshold=f"results/{STUDY.cohort}/data/threshold.tsv",

@@ -1,4 +1,4 @@
-"""Cut the training patients' patches."""
+"""Cut the patches of one split's patients."""
 
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from veil.config import BidsCohort, Patches
 with job.running(snakemake):
     cohort = BidsCohort.model_validate_json(snakemake.params.cohort)
     patients = bids.read_manifest(
-        Path(snakemake.input.manifest), Path(snakemake.params.root), "train"
+        Path(snakemake.input.manifest), Path(snakemake.params.root), snakemake.params.split
     )
     pairs, table = patches.cut_all(
         [(p.participant_id, partial(check.read_patient, p, cohort.region)) for p in patients],

@@ -346,6 +346,9 @@ class DiffusionGenerator(Model):
     """`diffusion`."""
     channels: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (16, 32, 48)
     """Channels of the denoiser's levels; between two levels the patch is halved."""
+    fold: Literal[1, 2, 4] = 1
+    """Edge, in pixels, of the squares that the denoiser takes as one: 2 makes a step several times
+    cheaper and costs little of what patches show."""
     public: PhantomGenerator | None = None
     """Phantoms to learn from before any private patch is seen; null starts from nothing."""
     public_pairs: Annotated[int, Field(ge=1)] = 2000

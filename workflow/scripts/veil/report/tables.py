@@ -87,6 +87,15 @@ def scores_table(points: list[Path], threshold: Path) -> pd.DataFrame:
     return table[[*KEYS, "test_cohort", "participant_id", "metric", "value"]]
 
 
+def similarity_of(points: list[Path]) -> pd.DataFrame:
+    """One row a point: the Fréchet distance of its synthetic pairs to test patients' patches."""
+    rows = []
+    for point in points:
+        table = artifacts.read_table(point / "scores" / "similarity.tsv")
+        rows.append({**identify(point), **table.set_index("metric")["value"].to_dict()})
+    return pd.DataFrame(rows)
+
+
 def summary_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over patients; undefined values are left out and counted."""
     groups = scores.groupby([*KEYS, "test_cohort", "metric"], sort=False)["value"]
@@ -98,8 +107,9 @@ def summary_table(scores: pd.DataFrame) -> pd.DataFrame:
 def frontier_table(points: pd.DataFrame, summary: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """What each epsilon buys on one test cohort: a row a generator and level, means over seeds.
 
-    `dsc_sd` is over seeds (NaN for one). `gain` is the mean DSC above the best public generator's,
-    the free floor, and `gain_sd` the deviations of both together.
+    `points` has each point's `frechet` too. `dsc_sd` is over seeds (NaN for one). `gain` is the
+    mean DSC above the best public generator's, the free floor, and `gain_sd` the deviations of both
+    together.
     """
     mine = summary[(summary.test_cohort == cohort) & summary.metric.isin(["dsc", "bahd_voxel"])]
     wide = mine.pivot_table(index=KEYS, columns="metric", values="mean", dropna=False).reset_index()
@@ -111,6 +121,7 @@ def frontier_table(points: pd.DataFrame, summary: pd.DataFrame, cohort: str) -> 
         epsilon_patient=("epsilon_patient", "max"), epsilon=("epsilon", "max"),
         seeds=("seed", "size"), dsc=("dsc", "mean"), dsc_sd=("dsc", "std"),
         bahd_voxel=("bahd_voxel", "mean"), bahd_voxel_sd=("bahd_voxel", "std"),
+        frechet=("frechet", "mean"), frechet_sd=("frechet", "std"),
         training_minutes=("training_minutes", "mean"),
     ).reset_index()  # fmt: skip
     free = table[table.guarantee == "public"].nlargest(1, "dsc")
