@@ -70,8 +70,8 @@ def fresh(tmp_path_factory) -> Path:
 
 def test_the_demo_dry_runs(fresh):
     counts = rules_of(snakemake(fresh, "-n").stdout)
-    assert counts["train_generator"] == 5
-    assert counts["train_segmenter"] == 10
+    assert counts["train_generator"] == 7
+    assert counts["train_segmenter"] == 14
     assert counts["write_report"] == 1
 
 

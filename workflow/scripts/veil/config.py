@@ -344,22 +344,19 @@ class DiffusionGenerator(Model):
 
     kind: Literal["diffusion"]
     """`diffusion`."""
-    channels: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (16, 32, 48)
+    channels: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (8, 16, 32)
     """Channels of the denoiser's levels; between two levels the patch is halved."""
-    fold: Literal[1, 2, 4] = 1
-    """Edge, in pixels, of the squares that the denoiser takes as one: 2 makes a step several times
-    cheaper and costs little of what patches show."""
     public: PhantomGenerator | None = None
     """Phantoms to learn from before any private patch is seen; null starts from nothing."""
     public_pairs: Annotated[int, Field(ge=1)] = 2000
     """Pairs of phantoms."""
-    public_steps: Annotated[int, Field(ge=1)] = 1000
+    public_steps: Annotated[int, Field(ge=1)] = 500
     """Steps on them."""
     public_batch_size: Annotated[int, Field(ge=1)] = 32
     """Pairs of phantoms in a step."""
     public_rate: Positive = 2e-3
     """Adam's rate on phantoms."""
-    steps: Annotated[int, Field(ge=1)] = 400
+    steps: Annotated[int, Field(ge=1)] = 250
     """Steps on private patches."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Expected private patches in a step, and the public divisor."""
@@ -367,7 +364,7 @@ class DiffusionGenerator(Model):
     """With patient-eps-X: expected patients in a step, and the public divisor."""
     patient_patches: Annotated[int, Field(ge=1)] = 8
     """With patient-eps-X: patches taken of each patient in a step."""
-    multiplicity: Annotated[int, Field(ge=1, le=128)] = 2
+    multiplicity: Annotated[int, Field(ge=1, le=128)] = 1
     """Noise levels at which a step shows each patch; their gradients are averaged, then clipped."""
     learning_rate: Positive = 1e-3
     """Adam's rate on private patches."""
@@ -382,7 +379,7 @@ class DiffusionGenerator(Model):
     """Mirror pairs at random along both axes."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the running average of the weights, which is what is kept."""
-    sampling_steps: Annotated[int, Field(ge=2, le=1000)] = 20
+    sampling_steps: Annotated[int, Field(ge=2, le=1000)] = 15
     """Steps of the sampler (DPM-Solver++)."""
 
     @field_validator("timesteps")
@@ -473,7 +470,7 @@ class Segmentation(Model):
     """Pairs per step; the paper: 64."""
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimiser steps; the paper: 15 epochs of 2 N / 64."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate over the steps: `constant` as in the paper, or rising over a tenth of them and
     then falling to 0 by half a `cosine`, which is better where steps are few."""
     grid: Grid = Grid()
@@ -558,6 +555,16 @@ class Audit(Model):
     every row of audit.tsv states."""
 
 
+PUBLIC = PhantomGenerator(
+    kind="phantom",
+    phantom=Phantom(
+        vessels=Vessels(branches=120, trunk_radius=(1.2, 2.8), tortuosity=0.4),
+        scanner=Scanner(vessel=(1.8, 2.8), noise=0.06, blur=0.7, texture=0.03, bias=0.3, skull=1.0),
+    ),
+)
+"""The demonstration's public phantoms."""
+
+
 class Study(Model):
     """A whole study. Every key has a default; a study file states what differs."""
 
@@ -594,15 +601,8 @@ class Study(Model):
     """How patches are cut."""
     generators: dict[Name, Generator] = {
         "real": RealGenerator(kind="real"),
-        "phantom": PhantomGenerator(
-            kind="phantom",
-            phantom=Phantom(
-                vessels=Vessels(branches=120, trunk_radius=(1.2, 2.8), tortuosity=0.4),
-                scanner=Scanner(
-                    vessel=(1.8, 2.8), noise=0.06, blur=0.7, texture=0.03, bias=0.3, skull=1.0
-                ),
-            ),
-        ),
+        "phantom": PUBLIC,
+        "diffusion": DiffusionGenerator(kind="diffusion", public=PUBLIC),
         "wgan": WganGenerator(kind="wgan"),
         "wgan-as-published": WganGenerator(kind="wgan", loop="as-published"),
     }
@@ -618,6 +618,7 @@ class Study(Model):
     points: tuple[Points, ...] = (
         Points(generator="real"),
         Points(generator="phantom"),
+        Points(generator="diffusion", privacy=("none", "eps-10")),
         Points(generator="wgan", privacy=("none", "sigma-0.65")),
         Points(generator="wgan-as-published", privacy=("sigma-0.65",)),
     )

@@ -24,7 +24,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from veil import config, training
 from veil.generators.private import PrivateGenerator, some_of
@@ -171,19 +170,17 @@ class Denoiser(nn.Module):
         from diffusers import UNet2DModel
 
         super().__init__()
-        levels, self.fold = len(settings.channels), settings.fold
-        width = 2 * self.fold**2
+        levels = len(settings.channels)
         self.inner = UNet2DModel(
-            sample_size=size // self.fold, in_channels=width, out_channels=width,
+            sample_size=size, in_channels=2, out_channels=2,
             block_out_channels=settings.channels, layers_per_block=1, norm_num_groups=4,
             attention_head_dim=8, dropout=0.0,
             down_block_types=("DownBlock2D",) * levels, up_block_types=("UpBlock2D",) * levels,
         )  # fmt: skip
 
     def forward(self, rows: Tensor, times: Tensor) -> Tensor:
-        folded = functional.pixel_unshuffle(rows, self.fold)
-        velocity: Tensor = self.inner(folded, times, return_dict=False)[0]
-        return functional.pixel_shuffle(velocity, self.fold)
+        velocity: Tensor = self.inner(rows, times, return_dict=False)[0]
+        return velocity
 
 
 def initialise(network: nn.Module, random: torch.Generator) -> None:
