@@ -313,7 +313,8 @@ def error(case: str, method: str) -> dict[str, float]:
 
 def times(case: str, methods: list[str], rounds: int) -> dict[str, float]:
     """Median CPU seconds of a step of each, taking turns: other work disturbs these less."""
-    steps = {name: METHODS[name](CASES[case](), SIGMA) for name in methods}
+    cases = {name: CASES[case]() for name in methods}
+    steps = {name: METHODS[name](cases[name], SIGMA) for name in methods}
     found: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
         for name, step in steps.items():
@@ -321,6 +322,10 @@ def times(case: str, methods: list[str], rounds: int) -> dict[str, float]:
             step()
             if turn:
                 found[name].append(time.process_time() - start)
+            # Or what one keeps of every record would leave no room for the next.
+            for parameter in cases[name].module.parameters():
+                parameter.grad = parameter.grad_sample = parameter.summed_grad = None
+            gc.collect()
     return {name: statistics.median(held) for name, held in found.items()}
 
 

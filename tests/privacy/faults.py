@@ -34,10 +34,17 @@ SETTINGS = config.WganGenerator(
     kind="wgan", generator_width=4, critic_width=4, latent=8, generator_updates=30, batch_size=8,
     patient_batch_size=3, patient_patches=4,
 )  # fmt: skip
+DENOISER = config.DiffusionGenerator(
+    kind="diffusion", channels=(4, 8), steps=20, batch_size=8, multiplicity=2, sampling_steps=2,
+    public={"kind": "phantom", "volumes": 1, "phantom": {"shape": (48, 48, 1)}}, public_pairs=20,
+    public_steps=10, patient_batch_size=3, patient_patches=4,
+)  # fmt: skip
 KINDS = {
     "valid": {},
     "patient": {"level": "patient-eps-9"},
     "as-published": {"loop": "as-published"},
+    "diffusion": {"settings": DENOISER},
+    "diffusion, patient": {"settings": DENOISER, "level": "patient-eps-9"},
 }
 RESULTS = ("weights.safetensors", "privacy.json", "pairs.npy", "state/checkpoint.safetensors")
 
@@ -80,15 +87,15 @@ def fit(given: config.Task, folder: Path, out: Path, saves: float = 0.0) -> gene
 
 
 @cache
-def stated(given: config.Task) -> dict:
-    """The statement, which takes seconds, once for each task."""
-    return generators.build(given).spent()
+def stated(given: str) -> dict:
+    """The statement of a task in JSON, which takes seconds, once for each."""
+    return generators.build(config.Task.model_validate_json(given)).spent()
 
 
 def produce(given: config.Task, folder: Path, out: Path) -> None:
     """What the study's jobs do for one point: train, state the cost, sample."""
     generator = fit(given, folder, out)
-    statement = dict(stated(given))
+    statement = dict(stated(given.model_dump_json()))
     artifacts.save_tensors(out / "weights.safetensors", generator.weights(), {})
     statement["weights_sha256"] = artifacts.file_hash(out / "weights.safetensors")
     artifacts.write_sealed(out / "privacy.json", statement)

@@ -350,15 +350,15 @@ class DiffusionGenerator(Model):
     """Phantoms to learn from before any private patch is seen; null starts from nothing."""
     public_pairs: Annotated[int, Field(ge=1)] = 2000
     """Pairs of phantoms."""
-    public_steps: Annotated[int, Field(ge=1)] = 500
+    public_steps: Annotated[int, Field(ge=1)] = 400
     """Steps on them."""
     public_batch_size: Annotated[int, Field(ge=1)] = 32
     """Pairs of phantoms in a step."""
     public_rate: Positive = 2e-3
     """Adam's rate on phantoms."""
-    steps: Annotated[int, Field(ge=1)] = 250
+    steps: Annotated[int, Field(ge=1)] = 200
     """Steps on private patches."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1)] = 48
     """Expected private patches in a step, and the public divisor."""
     patient_batch_size: Annotated[int, Field(ge=1)] = 8
     """With patient-eps-X: expected patients in a step, and the public divisor."""
@@ -379,7 +379,7 @@ class DiffusionGenerator(Model):
     """Mirror pairs at random along both axes."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the running average of the weights, which is what is kept."""
-    sampling_steps: Annotated[int, Field(ge=2, le=1000)] = 15
+    sampling_steps: Annotated[int, Field(ge=2, le=1000)] = 12
     """Steps of the sampler (DPM-Solver++)."""
 
     @field_validator("timesteps")
