@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/private_step.py [--rounds 3] [--fastdp CHECKOUT] [case ...]
 
 A step is gradients of real and fake records (or of a denoiser's batch), clipped record by record,
-noised, and given to RMSprop. Methods take turns within a case, so that a machine that drifts slows
-all; the table shows medians as ratios to the plain step. Memory is what one step needs above what
-stood before it, each in a process of its own. Before timing, each method's gradient without noise
-is compared with ours. fast-differential-privacy is on no package index: give its checkout.
+noised, and given to RMSprop. Each method has a process of its own, where it takes turns with the
+plain step, so that a machine that drifts slows both and no method meets another's leftovers; the
+table shows ratios of medians. Memory is what one step needs above what stood before it. Each
+method's gradient without noise is compared with ours. fast-differential-privacy is on no package
+index: give its checkout.
 """
 
 from __future__ import annotations
@@ -311,21 +312,16 @@ def error(case: str, method: str) -> dict[str, float]:
     return {"error": (gap / sum(float(b.square().sum()) for b in ours)) ** 0.5}
 
 
-def times(case: str, methods: list[str], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of a step of each, taking turns: other work disturbs these less."""
-    cases = {name: CASES[case]() for name in methods}
-    steps = {name: METHODS[name](cases[name], SIGMA) for name in methods}
-    found: dict[str, list[float]] = {name: [] for name in methods}
+def times(case: str, method: str, rounds: int) -> dict[str, float]:
+    """Median CPU seconds of a plain step and of the method's: other work disturbs these less."""
+    steps = {"plain": plain(CASES[case](), SIGMA), "method": METHODS[method](CASES[case](), SIGMA)}
+    found: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
             start = time.process_time()
             step()
             if turn:
                 found[name].append(time.process_time() - start)
-            # Or what one keeps of every record would leave no room for the next.
-            for parameter in cases[name].module.parameters():
-                parameter.grad = parameter.grad_sample = parameter.summed_grad = None
-            gc.collect()
     return {name: statistics.median(held) for name, held in found.items()}
 
 
@@ -348,11 +344,11 @@ def table(case: str, rounds: int, fast: str) -> None:
     needs = {name: apart("memory", case, name, fast=fast) for name in METHODS}
     able = [name for name, found in needs.items() if not isinstance(found, str)]
     errors = {name: apart("error", case, name, fast=fast) for name in able if "plain" not in name}
-    seconds = apart("times", case, str(rounds), *able, fast=fast)
-    assert isinstance(seconds, dict), seconds
-    base = needs["plain"]
-    assert isinstance(base, dict)
-    print(f"\n{case}: the plain step takes {seconds['plain']:.3g} CPU s and "
+    seconds = {name: apart("times", case, name, str(rounds), fast=fast) for name in able}
+    base, bare = needs["plain"], seconds["plain"]
+    assert isinstance(base, dict), base
+    assert isinstance(bare, dict), bare
+    print(f"\n{case}: the plain step takes {bare['plain']:.3g} CPU s and "
           f"{base['bytes'] / 2**20:.0f} MB\n")  # fmt: skip
     print("| method | time | memory | gradient differs by |\n|---|---|---|---|")
     for name, found in needs.items():
@@ -361,8 +357,10 @@ def table(case: str, rounds: int, fast: str) -> None:
             continue
         gap = errors.get(name, "")
         shown = f"{gap['error']:.1e}" if isinstance(gap, dict) else gap
-        print(f"| {name} | {seconds[name] / seconds['plain']:.2f} | "
-              f"{found['bytes'] / base['bytes']:.2f} | {shown} |", flush=True)  # fmt: skip
+        spent = seconds[name]
+        ratio = spent if isinstance(spent, str) else f"{spent['method'] / spent['plain']:.2f}"
+        space = found["bytes"] / base["bytes"]
+        print(f"| {name} | {ratio} | {space:.2f} | {shown} |", flush=True)
 
 
 def main() -> None:
@@ -380,7 +378,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
         what, case, *rest = asked.measure
         if what == "times":
-            print(json.dumps(times(case, rest[1:], int(rest[0]))))
+            print(json.dumps(times(case, rest[0], int(rest[1]))))
         else:
             print(json.dumps({"memory": memory, "error": error}[what](case, *rest)))
         return
