@@ -325,9 +325,9 @@ def times(case: str, method: str, rounds: int) -> dict[str, float]:
     return {name: statistics.median(held) for name, held in found.items()}
 
 
-def apart(what: str, *arguments: str, fast: str) -> dict[str, float] | str:
+def apart(what: str, *arguments: str, options: list[str]) -> dict[str, float] | str:
     """Run one of the measurements in a process of its own; a failure comes back as text."""
-    command = [sys.executable, __file__, "--fastdp", fast, "--measure", what, *arguments]
+    command = [sys.executable, __file__, *options, "--measure", what, *arguments]
     # Large blocks go back to the system when they are freed, so that peaks are of what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     if what != "memory":
@@ -340,11 +340,13 @@ def apart(what: str, *arguments: str, fast: str) -> dict[str, float] | str:
     return "out of memory" if memory else lines[-1][:90]
 
 
-def table(case: str, rounds: int, fast: str) -> None:
-    needs = {name: apart("memory", case, name, fast=fast) for name in METHODS}
+def table(case: str, rounds: int, options: list[str]) -> None:
+    needs = {name: apart("memory", case, name, options=options) for name in METHODS}
     able = [name for name, found in needs.items() if not isinstance(found, str)]
-    errors = {name: apart("error", case, name, fast=fast) for name in able if "plain" not in name}
-    seconds = {name: apart("times", case, name, str(rounds), fast=fast) for name in able}
+    errors = {
+        name: apart("error", case, name, options=options) for name in able if "plain" not in name
+    }
+    seconds = {name: apart("times", case, name, str(rounds), options=options) for name in able}
     base, bare = needs["plain"], seconds["plain"]
     assert isinstance(base, dict), base
     assert isinstance(bare, dict), bare
@@ -383,9 +385,10 @@ def main() -> None:
             print(json.dumps({"memory": memory, "error": error}[what](case, *rest)))
         return
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "opacus", "diffusers"))
-    print(f"{datetime.date.today()}, {platform.machine()}, {asked.threads} threads, {versions}")
+    print(f"{datetime.date.today()}, {platform.machine()}, threads: {asked.threads}, {versions}")
+    options = ["--fastdp", asked.fastdp, "--threads", str(asked.threads)]
     for case in asked.cases or CASES:
-        table(case, asked.rounds, asked.fastdp)
+        table(case, asked.rounds, options)
 
 
 if __name__ == "__main__":
