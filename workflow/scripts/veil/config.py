@@ -314,7 +314,7 @@ class WganGenerator(Model):
     """RMSprop, both networks; the paper: 5e-5, which learns nothing in CPU minutes."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Expected private batch, the public divisor, and the number of fakes."""
-    generator_updates: Annotated[int, Field(ge=1)] = 500
+    generator_updates: Annotated[int, Field(ge=1)] = 400
     """Generator updates; the paper: 50 epochs of 1,281."""
     critic_updates: Annotated[int, Field(ge=1, le=100)] = 5
     """Critic updates for each generator update."""
@@ -356,7 +356,7 @@ class DiffusionGenerator(Model):
     """Pairs of phantoms in a step."""
     public_rate: Positive = 2e-3
     """Adam's rate on phantoms."""
-    steps: Annotated[int, Field(ge=1)] = 200
+    steps: Annotated[int, Field(ge=1)] = 150
     """Steps on private patches."""
     batch_size: Annotated[int, Field(ge=1)] = 48
     """Expected private patches in a step, and the public divisor."""
@@ -379,7 +379,7 @@ class DiffusionGenerator(Model):
     """Mirror pairs at random along both axes."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the running average of the weights, which is what is kept."""
-    sampling_steps: Annotated[int, Field(ge=2, le=1000)] = 12
+    sampling_steps: Annotated[int, Field(ge=2, le=1000)] = 10
     """Steps of the sampler (DPM-Solver++)."""
 
     @field_validator("timesteps")
@@ -440,7 +440,7 @@ class Grid(Model):
     """Adam's rates; the paper: 1e-4 and 8e-5."""
     dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.0,)
     """Dropout between the two convolutions of a level; the paper: 0 and 0.1."""
-    augment: tuple[bool, ...] = (False, True)
+    augment: tuple[bool, ...] = (True,)
     """Rotation up to 30 degrees, shear up to 20, vertical flip; the paper: on and off."""
 
     def cells(self) -> list[str]:
