@@ -18,7 +18,7 @@ def row_of(level: str = "sigma-1", seeds: int = 2, **changes) -> dict:
 
 def test_a_row_says_what_training_will_state():
     row = row_of()
-    stated = faults.stated(faults.task())
+    stated = faults.stated(faults.task().model_dump_json())
     assert row["eps patch"] == stated["epsilon"]
     assert row["eps patient"] == stated["epsilon_patient"]
     assert (row["sigma"], row["draws"], row["delta"]) == (1, 150, 0.01)

@@ -60,10 +60,13 @@ def angiograms():
     return np.concatenate(parts)
 
 
+@pytest.mark.parametrize("loss", ["dice", "dice-ce"])
 @pytest.mark.parametrize("seed", [0, 3, 5, 9])
-def test_no_seed_ends_with_foreground_everywhere(tmp_path, angiograms, seed):
+def test_no_seed_ends_with_foreground_everywhere(tmp_path, angiograms, seed, loss):
     """The Dice loss is flat there; a quick Adam once ran into it with every fourth seed."""
-    settings = config.Segmentation(channels=(12, 24, 48, 96), batch_size=8, steps=60)
+    settings = config.Segmentation(
+        channels=(12, 24, 48, 96), batch_size=8, steps=60, loss=loss, schedule="constant"
+    )
     cell = "lr-0.0015_dropout-0_augment-off"
     segmenter = unet.train(
         angiograms, settings, cell, seed=seed, state=tmp_path, device=CPU, identity={}
@@ -85,6 +88,20 @@ def test_dice_loss_by_hand():
     logits = torch.tensor([[100.0, -100.0]])
     assert unet.dice_loss(logits, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(-1)
     assert unet.dice_loss(logits, torch.tensor([[0.0, 1.0]])).item() == pytest.approx(-1 / 3)
+
+
+def test_entropy_has_a_slope_where_dice_is_flat():
+    """No foreground at all, and nothing else: a network must find back from both."""
+    labels = torch.zeros(1, 1000)
+    labels[:, :30] = 1
+    for value in (-20.0, 20.0):
+        slopes = []
+        for loss in unet.LOSSES.values():
+            logits = torch.full((1, 1000), value, requires_grad=True)
+            loss(logits, labels).backward()
+            slopes.append(logits.grad.abs().sum())
+        assert slopes[0] < 1e-6
+        assert slopes[1] > 0.02
 
 
 def test_augmentation_really_happens(discs):

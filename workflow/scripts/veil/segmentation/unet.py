@@ -85,6 +85,19 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -(2 * overlap + 1) / (probability.sum() + labels.sum() + 1)
 
 
+def dice_and_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The Dice loss plus the mean cross-entropy, as in nnU-Net (Isensee et al. 2021).
+
+    Dice alone is flat where all voxels are foreground and where none is; the entropy has a slope
+    at both, so that training does not end there.
+    """
+    entropy = functional.binary_cross_entropy_with_logits(logits, labels)
+    return dice_loss(logits, labels) + entropy
+
+
+LOSSES = {"dice": dice_loss, "dice-ce": dice_and_entropy}
+
+
 def augment(images: Tensor, labels: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rotate by up to 30 degrees, shear by up to 20, flip vertically: each pair by its own draw.
 
@@ -178,7 +191,7 @@ class _Training:
         self.network.train()
         with _autocast(self.device):
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = dice_loss(logits.float(), labels)
+        loss = LOSSES[self.settings.loss](logits.float(), labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
