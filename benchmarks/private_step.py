@@ -328,16 +328,15 @@ def times(case: str, method: str, rounds: int) -> dict[str, float]:
 def apart(what: str, *arguments: str, options: list[str]) -> dict[str, float] | str:
     """Run one of the measurements in a process of its own; a failure comes back as text."""
     command = [sys.executable, __file__, *options, "--measure", what, *arguments]
-    # Large blocks go back to the system when they are freed, so that peaks are of what is in use.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    if what != "memory":
-        environment = dict(os.environ)
+    # For peaks, large blocks go back to the system when freed, so that they are of what is in use.
+    tight = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    environment = {**os.environ, **(tight if what == "memory" else {})}
     done = subprocess.run(command, text=True, capture_output=True, check=False, env=environment)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     lines = [line for line in done.stderr.splitlines() if line.strip()] or ["killed"]
-    memory = "can't allocate" in lines[-1] or "not enough memory" in done.stderr or not done.stderr
-    return "out of memory" if memory else lines[-1][:90]
+    starved = "can't allocate" in lines[-1] or "not enough memory" in done.stderr or not done.stderr
+    return "out of memory" if starved else lines[-1][:90]
 
 
 def table(case: str, rounds: int, options: list[str]) -> None:

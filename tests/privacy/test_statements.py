@@ -75,23 +75,33 @@ def pairs():
     return drawn
 
 
+def owners_of(pairs):
+    """Ten rows a patient."""
+    return [np.arange(n, min(n + 10, len(pairs))) for n in range(0, len(pairs), 10)]
+
+
+def recorded(generator, pairs, script, changes):
+    """The generator's door to the pairs, which keeps what goes through it."""
+    patient = generator.task.level.unit == "patient"
+    mechanism = generator.mechanism(len(owners_of(pairs)) if patient else len(pairs))
+    mechanism.__class__, mechanism.script = Recorder, script
+    plan = {k: v for k, v in changes.items() if k in ("noise_multiplier", "sampling_rate")}
+    mechanism.plan = replace(mechanism.plan, **plan)
+    return mechanism
+
+
 def game(pairs, loop="valid", script=None, steps=3, **changes):
     """A game over 100 public records, and its mechanism."""
     given = task(
         loop, **{k: v for k, v in changes.items() if k in config.WganGenerator.model_fields}
     )
     generator = generators.build(given)
-    owners = [np.arange(n, min(n + 10, len(pairs))) for n in range(0, len(pairs), 10)]
-    mechanism = generator.mechanism(len(owners) if loop == "patient" else len(pairs))
-    mechanism.__class__, mechanism.script = Recorder, script
-    mechanism.plan = replace(mechanism.plan, **{
-        k: v for k, v in changes.items() if k in ("noise_multiplier", "sampling_rate")
-    })  # fmt: skip
+    mechanism = recorded(generator, pairs, script, changes)
     critic = wgan.build_critic(given.settings, 16)
     wgan.initialise(critic, torch.Generator().manual_seed(1))
     match = wgan.Game(
         generator.network, critic, pairs, settings=given.settings, mechanism=mechanism, seed=1,
-        device=CPU, owners=owners if loop == "patient" else None,
+        device=CPU, owners=owners_of(pairs) if loop == "patient" else None,
     )  # fmt: skip
     for _ in range(steps):
         match.step()
@@ -118,19 +128,15 @@ def lesson(pairs, unit="patch", script=None, steps=3, **changes):
     level = "patient-eps-5" if unit == "patient" else "sigma-1"
     settings = config.DiffusionGenerator(
         kind="diffusion", channels=(4, 8), steps=3, batch_size=8, multiplicity=3,
-        patient_batch_size=3, patient_patches=4, **changes,
+        patient_batch_size=3, patient_patches=4, clip_norm=changes.pop("clip_norm", 0.5),
     )  # fmt: skip
     given = task(level=level).model_copy(update={"settings": settings})
     generator = generators.build(given)
-    owners = [np.arange(n, min(n + 10, len(pairs))) for n in range(0, len(pairs), 10)]
-    mechanism = generator.mechanism(len(owners) if unit == "patient" else len(pairs))
-    mechanism.__class__, mechanism.script = Recorder, script
-    if script is None and steps == 1:
-        mechanism.plan = replace(mechanism.plan, sampling_rate=1.0)
+    mechanism = recorded(generator, pairs, script, changes)
     network = generator.network
     taught = diffusion.Lesson(
         network, OwnCoins(settings), settings=settings, tuned=list(network.parameters()),
-        mechanism=mechanism, pairs=pairs, owners=owners if unit == "patient" else None,
+        mechanism=mechanism, pairs=pairs, owners=owners_of(pairs) if unit == "patient" else None,
         public=pairs[:0], seed=1, device=CPU,
     )  # fmt: skip
     for _ in range(steps):
@@ -298,8 +304,9 @@ def test_08_nor_does_it_with_several_noise_levels_a_record(pairs, unit, clip_nor
     size, moved = 10 if unit == "patient" else 1, []
     for gone in range(3):
         order = np.roll(np.arange(100), -gone * size)
-        _, whole = lesson(pairs[order], unit, steps=1, clip_norm=clip_norm)
-        _, less = lesson(pairs[order][:-size], unit, steps=1, clip_norm=clip_norm)
+        how = {"steps": 1, "clip_norm": clip_norm, "sampling_rate": 1.0}
+        _, whole = lesson(pairs[order], unit, **how)
+        _, less = lesson(pairs[order][:-size], unit, **how)
         moved.append((flat(whole.sent[0]) - flat(less.sent[0])).norm().item())
     assert max(moved) <= clip_norm * (1 + 1e-3)
     if clip_norm == 1e-3:
