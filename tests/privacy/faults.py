@@ -77,13 +77,25 @@ def fit(given: config.Task, folder: Path, out: Path, saves: float = 0.0) -> gene
     """Train, with a checkpoint after every step, resuming where one stands in `out`."""
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own outlives a killed process
-    generator = generators.build(given, folder / "patches.npy")
     training.Loop = partial(training.Loop, seconds_between_saves=saves)
     try:
+        generator = generators.build(given, folder / "patches.npy", start_of(given, out))
         generator.fit(out / "state", torch.device("cpu"), identity(given))
     finally:
         training.Loop = training.Loop.func
     return generator
+
+
+def start_of(given: config.Task, out: Path) -> Path | None:
+    """The public start, if there is to be one, made where none stands in `out`."""
+    if getattr(given.settings, "public", None) is None:
+        return None
+    path = out / "start.safetensors"
+    if not path.exists():
+        generator = generators.build(given)
+        start = generator.learn_start(out / "public", torch.device("cpu"), identity(given))
+        artifacts.save_tensors(path, start, {})
+    return path
 
 
 @cache
@@ -118,7 +130,7 @@ def kill(given: config.Task, folder: Path, kills: int, rng: np.random.Generator)
         shutil.rmtree(out, ignore_errors=True)
         run = context.Process(target=fit, args=(given, folder, out))
         run.start()
-        while run.is_alive() and not (out / "state").exists():
+        while run.is_alive() and not out.exists():
             time.sleep(0.001)
         run.join(float(rng.uniform(0, seconds)))
         run.kill()

@@ -134,10 +134,10 @@ def lesson(pairs, unit="patch", script=None, steps=3, **changes):
     generator = generators.build(given)
     mechanism = recorded(generator, pairs, script, changes)
     network = generator.network
-    taught = diffusion.Lesson(
+    taught = diffusion.PrivateLesson(
         network, OwnCoins(settings), settings=settings, tuned=list(network.parameters()),
         mechanism=mechanism, pairs=pairs, owners=owners_of(pairs) if unit == "patient" else None,
-        public=pairs[:0], seed=1, device=CPU,
+        seed=1, device=CPU,
     )  # fmt: skip
     for _ in range(steps):
         taught.step()

@@ -51,6 +51,16 @@ def pairs(tmp_path, rng):
     return tmp_path / "pairs.npy"
 
 
+def started(given, folder):
+    """The place of the public start of a task; None if it has no public stage."""
+    study = config.Study(generators={"real": {"kind": "real"}, "g": given.settings}, points=())
+    if not study.starts("g"):
+        return None
+    start = generators.build(given).learn_start(folder / "public", CPU, {})
+    artifacts.save_tensors(folder / "start.safetensors", start, {})
+    return folder / "start.safetensors"
+
+
 PAPER = config.WganGenerator(kind="wgan", generator_width=96, critic_width=96)
 
 
@@ -101,7 +111,8 @@ def test_every_allowed_size(size, architecture):
 @pytest.mark.parametrize("settings", [TINY, PUBLISHED, STARTED, DENOISER])
 @pytest.mark.parametrize("level", ["none", "sigma-1", "eps-2"])
 def test_fit_save_load_sample(tmp_path, pairs, settings, level):
-    generator = generators.build(task(settings, level), pairs)
+    given = task(settings, level)
+    generator = generators.build(given, pairs, started(given, tmp_path))
     generator.fit(tmp_path / "state", CPU, {})
     first = generator.sample(20, seed=3, device=CPU, threads=1)
     assert first.dtype == np.uint8
@@ -123,10 +134,12 @@ def test_fit_save_load_sample(tmp_path, pairs, settings, level):
     ids=["wgan", "wgan from phantoms", "diffusion"],
 )
 def test_resuming_changes_nothing(tmp_path, pairs, settings, shorter):
-    whole, halves = (generators.build(task(settings, "sigma-1"), pairs) for _ in range(2))
+    given = task(settings, "sigma-1")
+    start = started(given, tmp_path)
+    whole, halves = (generators.build(given, pairs, start) for _ in range(2))
     whole.fit(tmp_path / "whole", CPU, {})
     short = task(settings.model_copy(update=shorter), "sigma-1")
-    generators.build(short, pairs).fit(tmp_path / "halves", CPU, {})
+    generators.build(short, pairs, start).fit(tmp_path / "halves", CPU, {})
     halves.fit(tmp_path / "halves", CPU, {})
     for name, tensor in whole.weights().items():
         assert torch.equal(tensor, halves.weights()[name]), name
@@ -161,16 +174,59 @@ def test_every_registered_generator_builds():
     assert kinds == set(generators.REGISTRY)
 
 
-@pytest.mark.parametrize("level", ["none", "sigma-1", "patient-eps-8"])
-def test_denoiser_learns_from_phantoms_before_it_sees_a_patch(tmp_path, pairs, level):
-    """Without private steps' noise or records, public steps alone decide: the loss falls."""
+@pytest.mark.parametrize("settings", [DENOISER, STARTED], ids=["diffusion", "wgan"])
+def test_resuming_a_start_changes_nothing(tmp_path, settings):
+    given = task(settings)
+    whole = generators.build(given).learn_start(tmp_path / "whole", CPU, {})
+    short = settings.model_copy(update={"public_steps": 2, "public_updates": 1})
+    generators.build(task(short)).learn_start(tmp_path / "halves", CPU, {})
+    halves = generators.build(given).learn_start(tmp_path / "halves", CPU, {})
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, halves[name]), name
+
+
+def test_denoiser_learns_from_phantoms(tmp_path):
     settings = DENOISER.model_copy(update={"public_steps": 150, "public_rate": 5e-3})
-    generator = generators.build(task(settings, level), pairs)
-    generator.fit(tmp_path / "state", CPU, {})
+    generators.build(task(settings)).learn_start(tmp_path / "state", CPU, {})
     lines = (tmp_path / "state/history.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    assert len(losses) == 153
-    assert np.mean(losses[130:150]) < 0.7 * np.mean(losses[:20])
+    assert len(losses) == 150
+    assert np.mean(losses[130:]) < 0.7 * np.mean(losses[:20])
+
+
+def test_training_goes_on_from_the_start(tmp_path, pairs):
+    """With steps too small to move anything, what comes out is the start."""
+    settings = DENOISER.model_copy(update={"learning_rate": 1e-12})
+    given = task(settings, "sigma-1")
+    path = started(given, tmp_path)
+    generator = generators.build(given, pairs, path)
+    generator.fit(tmp_path / "state", CPU, {})
+    start, _ = artifacts.load_tensors(path)
+    fresh = generators.build(given).weights()
+    for name, tensor in generator.weights().items():
+        torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-7)
+    assert any(not torch.equal(fresh[name], start[name]) for name in start)
+
+
+OTHER = {
+    "steps": 9, "batch_size": 5, "patient_batch_size": 7, "patient_patches": 9, "multiplicity": 3,
+    "learning_rate": 0.5, "clip_norm": 2.5, "tuned": "norms", "timesteps": (0.2, 0.8),
+    "sampling_steps": 7, "volumes": 3, "bandwidth": 2.0, "generator_updates": 9, "label_threshold": -0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings", [DENOISER, STARTED, FITTED], ids=["diffusion", "wgan", "fitted"]
+)
+def test_a_start_does_not_read_what_only_private_training_reads(tmp_path, settings):
+    """So that one start serves every private setting, and their change makes no new one."""
+    usual = generators.build(task(settings)).learn_start(tmp_path / "usual", CPU, {})
+    for key in sorted(settings.PRIVATE_KEYS):
+        changed = settings.model_copy(update={key: OTHER[key]})
+        start = generators.build(task(changed)).learn_start(tmp_path / key, CPU, {})
+        assert all(torch.equal(tensor, start[name]) for name, tensor in usual.items()), key
+        study = config.Study(generators={"real": {"kind": "real"}, "g": changed}, points=())
+        assert getattr(study.start_task("g", 0).settings, key) != OTHER[key]
 
 
 def test_the_seed_decides_every_weight_of_the_denoiser():
@@ -235,17 +291,18 @@ def of_noise(tmp_path, noise):
 
 def test_fitted_phantoms_follow_the_patients(tmp_path):
     """Fitted to noisy patients the phantoms are noisier than those fitted to clean ones."""
-    noise = {}
+    noise, start = {}, started(task(FITTED), tmp_path)
     for level in ("none", "patient-eps-10"):
         for truth in (0.03, 0.35):
-            generator = generators.build(task(FITTED, level), of_noise(tmp_path, truth))
+            generator = generators.build(task(FITTED, level), of_noise(tmp_path, truth), start)
             generator.fit(tmp_path / "state", CPU, {})
             noise[truth] = generator.drawn[:, generator.names.index("scanner.noise")].mean()
         assert noise[0.03] + 0.1 < noise[0.35], level
 
 
 def test_fitted_sample_load_and_ranges(tmp_path, pairs):
-    generator = generators.build(task(FITTED, "patient-eps-1"), pairs)
+    given = task(FITTED, "patient-eps-1")
+    generator = generators.build(given, pairs, started(given, tmp_path))
     generator.fit(tmp_path / "state", CPU, {})
     first = generator.sample(20, seed=3, device=CPU, threads=1)
     assert first.shape == (20, 2, 16, 16)
@@ -292,11 +349,13 @@ def test_directions_are_those_that_settings_move(rng):
 
 
 def test_public_start_costs_nothing_and_changes_what_is_learned(tmp_path, pairs):
-    plain, started = (generators.build(task(s, "sigma-1"), pairs) for s in (TINY, STARTED))
-    assert started.spent() == plain.spent()
-    assert started.work() > plain.work()
-    for generator in (plain, started):
+    plain = generators.build(task(TINY, "sigma-1"), pairs)
+    given = task(STARTED, "sigma-1")
+    from_phantoms = generators.build(given, pairs, started(given, tmp_path))
+    assert from_phantoms.spent() == plain.spent()
+    assert from_phantoms.work() == plain.work()
+    assert from_phantoms.public_work() > 0
+    for generator in (plain, from_phantoms):
         generator.fit(tmp_path / str(id(generator)), CPU, {})
-    assert any(
-        not torch.equal(tensor, started.weights()[name]) for name, tensor in plain.weights().items()
-    )
+    learned = from_phantoms.weights()
+    assert any(not torch.equal(tensor, learned[name]) for name, tensor in plain.weights().items())

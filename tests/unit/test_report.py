@@ -20,7 +20,7 @@ def study(**scores):
             keys = {"generator": name, "privacy": "none", "seed": seed}
             points.append(
                 {**keys, "guarantee": guarantee, "epsilon": epsilon / 2,
-                 "epsilon_patient": epsilon, "training_minutes": 1.0, "frechet": 1.0}
+                 "epsilon_patient": epsilon, "training_minutes": 1.0, "start_minutes": 0.5, "frechet": 1.0}
             )  # fmt: skip
             for metric, mean in (("dsc", value), ("bahd_voxel", np.nan if not value else 3.0)):
                 summary.append({**keys, "test_cohort": "a", "metric": metric, "mean": mean})

@@ -15,6 +15,7 @@ except settings.ConfigError as error:
 
 POINT = "results/{cohort}/{generator}/{privacy}/seed-{seed}"
 DATA = "results/{cohort}/data"
+START = "results/public/{generator}/seed-{seed}"
 CELLS = STUDY.segmentation.grid.cells()
 SEGMENTATION = STUDY.segmentation.model_dump_json(exclude={"grid"})
 POINT_FILES = (
@@ -22,6 +23,7 @@ POINT_FILES = (
     r"|synthetic/pairs\.npy|scores/(segmentation\.tsv|similarity\.tsv|audit\.tsv|errors|benchmark\.tsv)"
     r"|segmenters/(chosen\.json|[^/]+/(weights\.safetensors|history\.jsonl|validation\.tsv))"
 )
+START_FILES = r"start\.safetensors|history\.jsonl|benchmark\.tsv"
 DATA_FILES = (
     r"bids|manifest\.tsv|qc\.tsv|qc\.png|(?:test_)?patches\.(?:npy|tsv)|threshold\.tsv"
 )
@@ -34,6 +36,7 @@ TRAINED = [
 ]
 COHORT = "|".join([*TRAINED, *(rf"{name}(?=/data/)" for name in STUDY.cohorts)])
 GENERATOR = "|".join(STUDY.generators)
+STARTED = "|".join(filter(STUDY.starts, STUDY.generators)) or "(?!)"
 NEVER_PRIVATE = "".join(
     rf"(?<!/{name}/)"
     for name, generator in STUDY.generators.items()
@@ -42,6 +45,7 @@ NEVER_PRIVATE = "".join(
 PRIVACY = rf"none|{NEVER_PRIVATE}(?:{settings.PRIVACY})"
 KNOWN_PATHS = (
     rf"report/.*|(?:{COHORT})/data/(?:{DATA_FILES})"
+    rf"|public/(?:{STARTED})/seed-(?:{settings.SEED})/(?:{START_FILES})"
     rf"|(?:{COHORT})/(?:{GENERATOR})/(?:{PRIVACY})/seed-(?:{settings.SEED})/(?:{POINT_FILES})"
 )
 GRAMMAR = f"""the grammar of a result's path:
@@ -54,6 +58,8 @@ GRAMMAR = f"""the grammar of a result's path:
                scores/audit.tsv
   results/<cohort>/data/<file>
     file       manifest.tsv | qc.tsv | qc.png | patches.npy | test_patches.npy | threshold.tsv
+  results/public/<generator>/seed-<n>/start.safetensors
+    generator  {", ".join(filter(STUDY.starts, STUDY.generators)) or "none of this study"}
   results/report/index.html"""
 
 
@@ -69,6 +75,8 @@ def problem_of(parts):
     """What is wrong with the parts of a path below results/, or None."""
     if parts[1:2] == ["data"] and parts[0] in STUDY.cohorts:
         return unknown_file("/".join(parts[2:]), DATA_FILES)
+    if parts[0] == "public":
+        return unknown_file("/".join(parts), KNOWN_PATHS)
     if len(parts) < 5:
         return "the path is too short"
     try:
@@ -192,6 +200,17 @@ def training_patches(wildcards):
     """The private patches and whose they are, for generators that learn from them."""
     learns = generator_kind(wildcards) not in settings.UNTAUGHT
     return [f"{DATA}/patches.npy", f"{DATA}/patches.tsv"] if learns else []
+
+
+def public_start(wildcards):
+    """What training goes on from, for generators that learn from phantoms first."""
+    return [f"{START}/start.safetensors"] if STUDY.starts(wildcards.generator) else []
+
+
+def start_task(wildcards):
+    """What the public stage is asked, as JSON of a config.Task."""
+    seed = seed_for("start")(wildcards)
+    return STUDY.start_task(wildcards.generator, seed).model_dump_json()
 
 
 def generator_task(wildcards):

@@ -38,6 +38,7 @@ rule gather_scores:
         "../envs/veil.yaml"
     params:
         cohort=STUDY.cohort,
+        started=list(filter(STUDY.starts, STUDY.generators)),
         code=code_hash("gather_scores.py"),
     script:
         "../scripts/gather_scores.py"

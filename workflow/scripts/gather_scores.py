@@ -10,7 +10,9 @@ with job.running(snakemake):
     audits = tables.audits_table([Path(path) for path in snakemake.input.audits])
     points = [Path(path).parent.parent for path in snakemake.input.scores]
     summary_of = tables.scores_table(points, Path(snakemake.input.threshold))
-    overview = tables.points_table(points).merge(tables.similarity_of(points), on=tables.KEYS)
+    overview = tables.points_table(points, snakemake.params.started).merge(
+        tables.similarity_of(points), on=tables.KEYS
+    )
     summary = tables.summary_table(summary_of)
     artifacts.write_table(Path(snakemake.output.audits), audits)
     artifacts.write_table(Path(snakemake.output.points), overview)

@@ -1,7 +1,6 @@
 """Train one generator and state what it cost."""
 
 import json
-import shutil
 from pathlib import Path
 
 import job
@@ -11,7 +10,8 @@ from veil.config import Task
 with job.running(snakemake):
     task = Task.model_validate_json(snakemake.params.task)
     patches = Path(snakemake.input.patches[0]) if snakemake.input.patches else None
-    generator = generators.build(task, patches)
+    start = Path(snakemake.input.start[0]) if snakemake.input.start else None
+    generator = generators.build(task, patches, start)
     statement = generator.spent()
     job.log.info("%s", statement["text"])
     state = Path(snakemake.params.folder) / "state"
@@ -19,11 +19,11 @@ with job.running(snakemake):
         "task": json.loads(snakemake.params.task),
         "code": snakemake.params.code,
         "patches": artifacts.file_hash(patches) if patches else "",
+        "start": artifacts.file_hash(start) if start else "",
     }
     generator.fit(state, training.choose_device(), identity)
     weights = Path(snakemake.output.weights)
     artifacts.save_tensors(weights, generator.weights(), {})
     statement["weights_sha256"] = artifacts.file_hash(weights)
     artifacts.write_sealed(Path(snakemake.output.privacy), statement)
-    artifacts.write_text(Path(snakemake.output.history), training.history_of(state))
-    shutil.rmtree(state, ignore_errors=True)
+    training.hand_over(state, Path(snakemake.output.history))

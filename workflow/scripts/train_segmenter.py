@@ -1,7 +1,6 @@
 """Train one U-Net of the grid and score it on the validation patients."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -35,6 +34,5 @@ with job.running(snakemake):
         found = segment(image.data, region, segmenter, snakemake.params.size, settings.stride)
         rows.append({"participant_id": patient.participant_id, "dsc": dice(found, label)})
     segmenter.save(Path(snakemake.output.weights), settings.channels)
-    artifacts.write_text(Path(snakemake.output.history), training.history_of(state))
     artifacts.write_table(Path(snakemake.output.validation), pd.DataFrame(rows))
-    shutil.rmtree(state, ignore_errors=True)
+    training.hand_over(state, Path(snakemake.output.history))

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,7 +29,7 @@ NAME = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
 NUMBER = r"(?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?"
 PRIVACY = rf"none|sigma-{NUMBER}|(?:patient-)?eps-{NUMBER}"
 SEED = r"0|[1-9][0-9]*"
-RESERVED_NAMES = {"data", "release", "report", "threshold"}  # folders and table rows
+RESERVED_NAMES = {"data", "public", "release", "report", "threshold"}  # folders and table rows
 
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -295,6 +295,12 @@ class PhantomGenerator(Model):
 class WganGenerator(Model):
     """The paper's Wasserstein GAN over image-label pairs."""
 
+    # What the public stage does not read.
+    PRIVATE_KEYS: ClassVar = frozenset({
+        "generator_updates", "patient_batch_size", "patient_patches", "clip_norm",
+        "label_threshold",
+    })  # fmt: skip
+
     kind: Literal["wgan"]
     """`wgan`."""
     loop: Literal["valid", "as-published"] = "valid"
@@ -341,6 +347,12 @@ class WganGenerator(Model):
 
 class DiffusionGenerator(Model):
     """A denoising diffusion model over image-label pairs, taught by public phantoms first."""
+
+    # What the public stage does not read.
+    PRIVATE_KEYS: ClassVar = frozenset({
+        "steps", "batch_size", "patient_batch_size", "patient_patches", "multiplicity",
+        "learning_rate", "clip_norm", "tuned", "timesteps", "sampling_steps",
+    })  # fmt: skip
 
     kind: Literal["diffusion"]
     """`diffusion`."""
@@ -400,6 +412,9 @@ class DiffusionGenerator(Model):
 class FittedGenerator(Model):
     """Phantoms whose settings follow a few private statistics: levels `none`, `patient-eps-X`."""
 
+    # What the public stage does not read.
+    PRIVATE_KEYS: ClassVar = frozenset({"volumes", "clip_norm", "bandwidth"})
+
     kind: Literal["fitted"]
     """`fitted`."""
     phantom: Phantom
@@ -427,6 +442,11 @@ Generator = Annotated[
     RealGenerator | PhantomGenerator | WganGenerator | DiffusionGenerator | FittedGenerator,
     Field(discriminator="kind"),
 ]
+STARTED = (
+    WganGenerator,
+    DiffusionGenerator,
+    FittedGenerator,
+)  # may learn from public phantoms first
 UNTAUGHT = ("real", "phantom")  # kinds that learn nothing, and so have no privacy level
 
 
@@ -646,6 +666,24 @@ class Study(Model):
             noise=self.privacy.noise,
         )
 
+    def starts(self, generator: str) -> bool:
+        """Whether a generator learns from public phantoms first."""
+        settings = self.generators[generator]
+        if isinstance(settings, WganGenerator | DiffusionGenerator):
+            return settings.public is not None
+        return settings.kind == "fitted"
+
+    def start_task(self, generator: str, seed: int) -> Task:
+        """What the public stage of a generator is asked. It is of no cohort, and settings that it
+        does not read are at their defaults, so that a change of them makes no new start."""
+        settings = self.generators[generator]
+        assert isinstance(settings, STARTED)
+        read = settings.model_dump(exclude=set(settings.PRIVATE_KEYS))
+        return Task(
+            settings=type(settings).model_validate(read), level=PrivacyLevel.parse("none"),
+            seed=seed, size=self.patches.size, records=1, patients=1, per_patient=1, delta=0.5,
+        )  # fmt: skip
+
     def check_point(self, cohort: str, generator: str, privacy: str) -> None:
         """Raise ValueError unless this point can be made."""
         if cohort not in self.cohorts:
@@ -685,9 +723,9 @@ class Study(Model):
                 raise ValueError(f"{key}: {name!r} is no cohort: {_allowed(name, self.cohorts)}")
         if self.cohort in self.external or len(set(self.external)) != len(self.external):
             raise ValueError("external: each cohort once, and not the private one")
-        for name in self.generators:
-            if name in RESERVED_NAMES:
-                raise ValueError(f"generators: {name!r} is taken; allowed is any other name")
+        for key, names in (("cohorts", self.cohorts), ("generators", self.generators)):
+            if taken := RESERVED_NAMES & set(names):
+                raise ValueError(f"{key}: {min(taken)!r} is taken; allowed is any other name")
         for points in self.points:
             for level in points.privacy:
                 self.check_point(self.cohort, points.generator, level)

@@ -21,6 +21,7 @@ COLUMNS = [
     "generator", "privacy", "seeds", "sigma", "draws", "delta", "eps published", "eps patch",
     "eps patient", "noise / paper's", "PFLOP", "hours here", "meaning",
 ]  # fmt: skip
+START = "public start"
 HOPELESS = 10.0  # times that noise, from which on training from scratch learns nothing
 
 
@@ -35,8 +36,13 @@ class Entry:
 
 
 def entries(study: config.Study) -> list[Entry]:
-    """The study's points, those that differ in their seed alone taken together."""
-    return [
+    """Public starts and the study's points, those that differ in their seed alone together."""
+    starts = [
+        Entry(name, START, len(seeds), study.start_task(name, 0))
+        for name in study.generators
+        if study.starts(name) and (seeds := _seeds_of(study, name))
+    ]
+    return starts + [
         Entry(
             points.generator,
             level,
@@ -46,6 +52,12 @@ def entries(study: config.Study) -> list[Entry]:
         for points in study.points
         for level in points.privacy
     ]
+
+
+def _seeds_of(study: config.Study, generator: str) -> set[int]:
+    return {
+        seed for points in study.points if points.generator == generator for seed in points.seeds
+    }
 
 
 def plan(planned: Sequence[Entry], threads: int) -> pd.DataFrame:
@@ -76,8 +88,12 @@ def _row(entry: Entry) -> dict[str, Any]:
         "noise / paper's": None,
         "PFLOP": 0.0,
     }
+    public = {"eps patch": 0.0, "eps patient": 0.0, "meaning": "public: nothing to protect"}
+    if entry.privacy == START:
+        assert isinstance(generator, PrivateGenerator)
+        return row | public | {"PFLOP": entry.seeds * generator.public_work() / 1e15}
     if entry.task.settings.kind == "phantom":
-        return row | {"eps patch": 0.0, "eps patient": 0.0, "meaning": "public: nothing to protect"}
+        return row | public
     row |= {"eps patch": float("inf"), "eps patient": float("inf"), "meaning": "no protection"}
     if isinstance(generator, PrivateGenerator):
         row["PFLOP"] = entry.seeds * generator.work() / 1e15

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,10 +146,11 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
             yield above + key, value
 
 
-def history_of(folder: Path) -> str:
-    """The history in a state folder; empty for a trainee that had nothing to learn."""
+def hand_over(folder: Path, history: Path) -> None:
+    """Write the history of a state folder, empty if there was nothing to learn, and remove it."""
     path = folder / HISTORY
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    artifacts.write_text(history, path.read_text(encoding="utf-8") if path.exists() else "")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def choose_device() -> torch.device:

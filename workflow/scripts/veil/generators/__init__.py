@@ -21,9 +21,12 @@ REGISTRY = {
 }
 
 
-def build(task: Task, patches: Path | None = None) -> Generator:
-    """The generator that the task names; `patches` is where the private ones lie, if it may see."""
+def build(task: Task, patches: Path | None = None, start: Path | None = None) -> Generator:
+    """The generator that the task names.
+
+    `patches` is where the private ones lie, if it may see them, and `start` what it goes on from.
+    """
     kind = task.settings.kind
     build_one = getattr(import_module(f"veil.generators.{kind}"), REGISTRY[kind])
-    generator: Generator = build_one(task, patches)
+    generator: Generator = build_one(task, patches, start)
     return generator

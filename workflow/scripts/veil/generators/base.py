@@ -18,13 +18,23 @@ from veil.privacy.audit import Canaries, Watched
 class Generator(ABC):
     """Fit on private patches under a privacy level, then sample labelled pairs."""
 
-    def __init__(self, task: Task, patches: Path | None = None):
-        """`patches` is the place of the private patches, for those that may read them."""
-        self.task, self.patches = task, patches
+    def __init__(self, task: Task, patches: Path | None = None, start: Path | None = None):
+        """`patches` is the place of the private patches, for those that may read them, and `start`
+        that of what `learn_start` gave, for those that are to go on from it."""
+        self.task, self.patches, self.start = task, patches, start
 
     @abstractmethod
     def spent(self) -> dict[str, Any]:
         """The privacy statement: a function of public settings, so it can be read beforehand."""
+
+    def learn_start(
+        self, state: Path, device: torch.device, identity: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Learn from public phantoms alone, resuming as `fit` does, what `fit` goes on from.
+
+        For generators with a public stage (`config.Study.starts`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no public stage")
 
     @abstractmethod
     def fit(self, state: Path, device: torch.device, identity: Mapping[str, Any]) -> None:

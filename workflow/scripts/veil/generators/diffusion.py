@@ -1,10 +1,11 @@
 """`diffusion`: a denoiser over image-label pairs, taught by phantoms first (floor 4).
 
-Two stages. Public phantoms teach what costs nothing; private patches then correct it by DP-SGD:
-each record is shown at several noise levels and flips, whose gradients are averaged before they
-are clipped as one ("noise multiplicity", Dockhorn et al. 2023, DPDM; Ghalebikesabi et al. 2023),
-and the average of the weights over the steps is kept. Denoiser, noise schedule and sampler are
-those of diffusers; what is predicted is the velocity of Salimans and Ho 2022.
+Two stages. Public phantoms teach what costs nothing, once for all privacy levels and cohorts;
+private patches then correct it by DP-SGD: each record is shown at several noise levels and flips,
+whose gradients are averaged before they are clipped as one ("noise multiplicity", Dockhorn et al.
+2023, DPDM; Ghalebikesabi et al. 2023), and the average of the weights over the steps is kept.
+Denoiser, noise schedule and sampler are those of diffusers; what is predicted is the velocity of
+Salimans and Ho 2022.
 
 Privacy: private patches are seen by the second stage's noisy gradients alone. Phantoms, the average
 of the weights and sampling are pre- and post-processing. What would void it: a `public` setting
@@ -16,6 +17,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -46,8 +48,8 @@ class Diffusion(PrivateGenerator):
 
     access = "training of the denoiser"
 
-    def __init__(self, task: config.Task, patches: Path | None = None):
-        super().__init__(task, patches)
+    def __init__(self, task: config.Task, patches: Path | None = None, start: Path | None = None):
+        super().__init__(task, patches, start)
         assert isinstance(task.settings, config.DiffusionGenerator)
         self.settings = task.settings
 
@@ -73,7 +75,9 @@ class Diffusion(PrivateGenerator):
 
     def fit(self, state: Path, device: torch.device, identity: Mapping[str, Any]) -> None:
         pairs, owners, mechanism = self.private()
-        lesson = Lesson(
+        if self.settings.public:
+            training.unpack(self.given_start(), network=self.network)
+        lesson = PrivateLesson(
             self.network.to(device),
             Denoising(self.settings),
             settings=self.settings,
@@ -81,19 +85,35 @@ class Diffusion(PrivateGenerator):
             mechanism=mechanism,
             pairs=pairs,
             owners=owners,
-            public=self.public_pairs(self.settings.public, self.settings.public_pairs),
             seed=self.task.seed,
             device=device,
         )
-        steps = lesson.public_steps + self.steps
-        training.Loop(steps=steps, folder=state, identity=identity, name="diffusion").run(lesson)
+        training.Loop(steps=self.steps, folder=state, identity=identity, name="diffusion").run(
+            lesson
+        )
         mechanism.settle()
         self.network.load_state_dict(lesson.average.state_dict())
+
+    def learn_start(
+        self, state: Path, device: torch.device, identity: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        assert self.settings.public is not None
+        lesson = PublicLesson(
+            self.network.to(device),
+            Denoising(self.settings),
+            settings=self.settings,
+            pairs=self.public_pairs(self.settings.public, self.settings.public_pairs),
+            seed=self.task.seed,
+            device=device,
+        )
+        steps = self.settings.public_steps
+        training.Loop(steps=steps, folder=state, identity=identity, name="phantoms").run(lesson)
+        return training.pack(network=lesson.average)
 
     def rehearse(self, canaries: Canaries) -> Watched:
         watched, owners = self.watched(canaries)
         probe = Probe(canaries.edge, self.clip_norm)
-        lesson = Lesson(
+        lesson = PrivateLesson(
             probe,
             Shown(),
             settings=self.settings,
@@ -101,7 +121,6 @@ class Diffusion(PrivateGenerator):
             mechanism=watched,
             pairs=canaries,
             owners=owners,
-            public=np.empty((0, 2, canaries.edge, canaries.edge), np.uint8),
             seed=derive_seed(self.task.seed, "rehearsal"),
             device=torch.device("cpu"),
         )
@@ -110,13 +129,14 @@ class Diffusion(PrivateGenerator):
         return watched
 
     def work(self) -> float:
-        """Forwards and backwards of the denoiser, in both stages."""
-        settings = self.settings
-        public = settings.public_steps * settings.public_batch_size if settings.public else 0
+        """Forwards and backwards of the denoiser."""
         records = self.batch
         if self.task.level.unit == "patient":
-            records *= settings.patient_patches
-        rows = self.steps * records * settings.multiplicity + public
+            records *= self.settings.patient_patches
+        return self.steps * records * self.settings.multiplicity * self._work_of_a_row
+
+    def public_work(self) -> float:
+        rows = self.settings.public_steps * self.settings.public_batch_size
         return rows * self._work_of_a_row
 
     def speed(self) -> float:
@@ -266,8 +286,92 @@ def centred(pairs: np.ndarray) -> Tensor:
     return unit / torch.tensor([127.5, 0.5]).view(2, 1, 1) - 1
 
 
-class Lesson:
-    """Public steps, then private ones; the average of the weights goes along."""
+class Lesson(ABC):
+    """Steps of a denoiser, with the running average of its weights."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        *,
+        settings: config.DiffusionGenerator,
+        optimiser: torch.optim.Optimizer,
+        seed: int,
+        device: torch.device,
+        before: int = 0,
+    ):
+        """`before` counts steps that the network has behind it: its average is that much slower."""
+        self.network, self.objective, self.settings = network, objective, settings
+        self.optimiser, self.device, self.before, self.taken = optimiser, device, before, 0
+        self.average = copy.deepcopy(network)
+        self.random = torch.Generator().manual_seed(seed)
+
+    @abstractmethod
+    def learn(self) -> float:
+        """Move the network by one step and return its loss."""
+
+    def step(self) -> dict[str, float]:
+        loss = self.learn()
+        self.taken += 1
+        done = self.before + self.taken
+        decay = min(self.settings.average, (1 + done) / (10 + done))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.network.parameters()), 1 - decay
+            )
+        return {"loss": loss}
+
+    def rows(self, pairs: np.ndarray, copies: int, times: config.Range) -> tuple[Tensor, ...]:
+        """The objective's rows on the device."""
+        rows = self.objective.rows(pairs, copies, times, self.random)
+        return tuple(tensor.to(self.device) for tensor in rows)
+
+    def state(self) -> dict[str, Tensor]:
+        return training.pack(**self.parts()) | {"taken": torch.tensor(self.taken)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        training.unpack(state, **self.parts())
+        self.taken = int(state["taken"])
+
+    def parts(self) -> dict[str, Any]:
+        """What the next step depends on."""
+        names = ("network", "average", "optimiser", "random")
+        return {name: getattr(self, name) for name in names}
+
+
+class PublicLesson(Lesson):
+    """Plain steps on phantoms."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        *,
+        settings: config.DiffusionGenerator,
+        pairs: np.ndarray,
+        seed: int,
+        device: torch.device,
+    ):
+        super().__init__(
+            network, objective, settings=settings, device=device,
+            optimiser=torch.optim.Adam(network.parameters(), settings.public_rate),
+            seed=derive_seed(seed, "public rows"),
+        )  # fmt: skip
+        self.pairs = pairs
+
+    def learn(self) -> float:
+        size = (self.settings.public_batch_size,)
+        chosen = torch.randint(len(self.pairs), size, generator=self.random)
+        rows = self.rows(self.pairs[chosen.numpy()], 1, (0.0, 1.0))
+        loss = self.objective.losses(self.network, *rows).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return float(loss.detach())
+
+
+class PrivateLesson(Lesson):
+    """Noisy releases over fresh Poisson batches, divided by their public expected size."""
 
     def __init__(
         self,
@@ -279,52 +383,27 @@ class Lesson:
         mechanism: Mechanism | Unprotected,
         pairs: np.ndarray | Canaries,
         owners: list[np.ndarray] | None,
-        public: np.ndarray,
         seed: int,
         device: torch.device,
     ):
-        """`tuned` are the parameters that private steps move, `owners` each patient's rows of
-        `pairs` if the unit is a patient, and `public` the pairs of the public steps."""
-        self.network, self.objective, self.settings = network, objective, settings
-        self.mechanism, self.pairs, self.owners, self.public = mechanism, pairs, owners, public
-        self.tuned, self.device, self.taken = tuned, device, 0
-        self.public_steps = settings.public_steps if len(public) else 0
-        self.average = copy.deepcopy(network)
-        self.random = torch.Generator().manual_seed(derive_seed(seed, "rows"))
-        rate = settings.learning_rate
-        self.public_optimiser = torch.optim.Adam(network.parameters(), settings.public_rate)
-        self.optimiser = torch.optim.Adam(tuned, rate)
-
-    def step(self) -> dict[str, float]:
-        loss = self._public_step() if self.taken < self.public_steps else self._private_step()
-        self.taken += 1
-        decay = min(self.settings.average, (1 + self.taken) / (10 + self.taken))
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.parameters()), list(self.network.parameters()), 1 - decay
-            )
-        return {"loss": loss}
-
-    def _public_step(self) -> float:
-        self.network.requires_grad_(True)
-        size = (self.settings.public_batch_size,)
-        chosen = torch.randint(len(self.public), size, generator=self.random)
-        rows = self._rows(self.public[chosen.numpy()], 1, (0.0, 1.0))
-        loss = self.objective.losses(self.network, *rows).mean()
-        self.public_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.public_optimiser.step()
-        return float(loss.detach())
-
-    def _private_step(self) -> float:
-        """One noisy release over a fresh Poisson batch, divided by its public expected size."""
-        self.network.requires_grad_(False)
-        for parameter in self.tuned:
+        """`tuned` are the parameters that move, `owners` each patient's rows of `pairs` if the
+        unit is a patient."""
+        super().__init__(
+            network, objective, settings=settings, device=device,
+            optimiser=torch.optim.Adam(tuned, settings.learning_rate),
+            seed=derive_seed(seed, "rows"),
+            before=settings.public_steps if settings.public else 0,
+        )  # fmt: skip
+        self.mechanism, self.pairs, self.owners, self.tuned = mechanism, pairs, owners, tuned
+        network.requires_grad_(False)
+        for parameter in tuned:
             parameter.requires_grad_(True)
+
+    def learn(self) -> float:
         batch = self.mechanism.draw()
         if self.owners is None:
             divisor, copies = self.settings.batch_size, self.settings.multiplicity
-            rows = self._rows(self.pairs[batch.indices.numpy()], copies, self.settings.timesteps)
+            rows = self.rows(self.pairs[batch.indices.numpy()], copies, self.settings.timesteps)
             total, losses = batch.release(
                 self.network, self._losses_of(rows), len(batch), rows=copies
             )
@@ -354,23 +433,11 @@ class Lesson:
         settings = self.settings
         for patient in patients.tolist():
             chosen = some_of(self.owners[patient], settings.patient_patches, self.mechanism.sampler)
-            rows = self._rows(self.pairs[chosen], settings.multiplicity, settings.timesteps)
+            rows = self.rows(self.pairs[chosen], settings.multiplicity, settings.timesteps)
             yield [partial(self._mean_loss, rows)]
 
     def _mean_loss(self, rows: tuple[Tensor, ...]) -> Tensor:
         return self.objective.losses(self.network, *rows).mean()
 
-    def _rows(self, pairs: np.ndarray, copies: int, times: config.Range) -> tuple[Tensor, ...]:
-        rows = self.objective.rows(pairs, copies, times, self.random)
-        return tuple(tensor.to(self.device) for tensor in rows)
-
-    def state(self) -> dict[str, Tensor]:
-        return training.pack(**self._parts()) | {"taken": torch.tensor(self.taken)}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        training.unpack(state, **self._parts())
-        self.taken = int(state["taken"])
-
-    def _parts(self) -> dict[str, Any]:
-        names = ("network", "average", "public_optimiser", "optimiser", "random", "mechanism")
-        return {name: getattr(self, name) for name in names}
+    def parts(self) -> dict[str, Any]:
+        return {**super().parts(), "mechanism": self.mechanism}

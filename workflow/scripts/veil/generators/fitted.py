@@ -42,8 +42,8 @@ class Fitted(PrivateGenerator):
 
     access = "mean statistics of the training patients"
 
-    def __init__(self, task: config.Task, patches: Path | None = None):
-        super().__init__(task, patches)
+    def __init__(self, task: config.Task, patches: Path | None = None, start: Path | None = None):
+        super().__init__(task, patches, start)
         assert isinstance(task.settings, config.FittedGenerator)
         self.settings = task.settings
         self.names = sorted(task.settings.phantom.vary)
@@ -65,7 +65,7 @@ class Fitted(PrivateGenerator):
         pairs, owners, mechanism = self.private()
         if owners is None:
             owners = self.rows_of_patients()
-        lesson = learn_directions(self.settings, self.task.size, self.task.seed)
+        lesson = Directions(**{name: part.numpy() for name, part in self.given_start().items()})
         seen = np.stack([lesson.along(statistics(pairs[rows])) for rows in owners])
         batch = mechanism.draw()
         chosen = seen if self.task.level.kind == "none" else seen[batch.indices.numpy()]
@@ -79,6 +79,12 @@ class Fitted(PrivateGenerator):
             mean, error, self.settings.bandwidth, self.settings.volumes, random
         )
         self.drawn = torch.from_numpy(drawn)
+
+    def learn_start(
+        self, state: Path, device: torch.device, identity: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        found = learn_directions(self.settings, self.task.size, self.task.seed)
+        return {name: torch.from_numpy(part) for name, part in vars(found).items()}
 
     def rehearse(self, canaries: Canaries) -> Watched:
         watched, _ = self.watched(canaries)

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from veil import artifacts, config
 from veil.generators.base import Generator
@@ -53,6 +54,10 @@ class PrivateGenerator(Generator):
     @abstractmethod
     def work(self) -> float:
         """Floating-point operations of `fit`, expected."""
+
+    def public_work(self) -> float:
+        """Floating-point operations of `learn_start`, expected."""
+        return 0.0
 
     @abstractmethod
     def speed(self) -> float:
@@ -132,10 +137,13 @@ class PrivateGenerator(Generator):
         owners = self.rows_of_patients() if self.task.level.unit == "patient" else None
         return pairs, owners, self.mechanism(len(pairs) if owners is None else len(owners))
 
-    def public_pairs(self, public: config.PhantomGenerator | None, count: int) -> np.ndarray:
-        """Pairs of phantoms to start from, uint8 (count, 2, size, size); none without phantoms."""
-        if public is None:
-            return np.empty((0, 2, self.task.size, self.task.size), np.uint8)
+    def given_start(self) -> dict[str, Tensor]:
+        """What `learn_start` gave."""
+        assert self.start is not None, "training goes on from a public start, which was not given"
+        return artifacts.load_tensors(self.start)[0]
+
+    def public_pairs(self, public: config.PhantomGenerator, count: int) -> np.ndarray:
+        """Pairs of phantoms to learn from, uint8 (count, 2, size, size)."""
         seed = derive_seed(self.task.seed, "phantoms")
         return cut_from([public.phantom] * public.volumes, count, self.task.size, seed, threads=1)
 

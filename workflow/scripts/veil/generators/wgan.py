@@ -42,8 +42,8 @@ class Wgan(PrivateGenerator):
 
     access = "training of the critic"
 
-    def __init__(self, task: config.Task, patches: Path | None = None):
-        super().__init__(task, patches)
+    def __init__(self, task: config.Task, patches: Path | None = None, start: Path | None = None):
+        super().__init__(task, patches, start)
         assert isinstance(task.settings, config.WganGenerator)
         self.settings = task.settings
         self.loop = self.settings.loop
@@ -76,12 +76,12 @@ class Wgan(PrivateGenerator):
 
     def fit(self, state: Path, device: torch.device, identity: Mapping[str, Any]) -> None:
         pairs, owners, mechanism = self.private()
-        critic = build_critic(self.settings, self.task.size).to(device)
-        initialise(critic, torch.Generator().manual_seed(derive_seed(self.task.seed, "critic")))
-        self._learn_from_phantoms(critic, state / "public", device, identity)
+        critic = self._fresh_critic()
+        if self.settings.public:
+            training.unpack(self.given_start(), generator=self.network, critic=critic)
         game = Game(
             self.network.to(device),
-            critic,
+            critic.to(device),
             pairs,
             settings=self.settings,
             mechanism=mechanism,
@@ -92,17 +92,15 @@ class Wgan(PrivateGenerator):
         training.Loop(steps=self.steps, folder=state, identity=identity, name="wgan").run(game)
         mechanism.settle()
 
-    def _learn_from_phantoms(
-        self, critic: nn.Module, state: Path, device: torch.device, identity: Mapping[str, Any]
-    ) -> None:
-        """Give both networks their public start, if they are to have one."""
+    def learn_start(
+        self, state: Path, device: torch.device, identity: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        assert self.settings.public is not None
         pairs = self.public_pairs(self.settings.public, self.settings.public_pairs)
-        if not len(pairs):
-            return
-        seed = derive_seed(self.task.seed, "public")
+        seed, critic = derive_seed(self.task.seed, "public"), self._fresh_critic()
         game = Game(
             self.network.to(device),
-            critic,
+            critic.to(device),
             pairs,
             settings=self.settings,
             mechanism=Unprotected(
@@ -115,6 +113,12 @@ class Wgan(PrivateGenerator):
         )
         steps = self.settings.public_updates
         training.Loop(steps=steps, folder=state, identity=identity, name="phantoms").run(game)
+        return training.pack(generator=self.network, critic=critic)
+
+    def _fresh_critic(self) -> nn.Module:
+        critic = build_critic(self.settings, self.task.size)
+        initialise(critic, torch.Generator().manual_seed(derive_seed(self.task.seed, "critic")))
+        return critic
 
     def rehearse(self, canaries: Canaries) -> Watched:
         watched, owners = self.watched(canaries)
@@ -133,18 +137,20 @@ class Wgan(PrivateGenerator):
         return watched
 
     def work(self) -> float:
-        """Forwards and backwards of both networks, on phantoms and on patients."""
-        settings, fakes = self.settings, self.settings.batch_size
+        """Forwards and backwards of both networks."""
+        fakes = self.settings.batch_size
         if self.task.level.unit == "patient":
-            fakes = settings.patient_batch_size * settings.patient_patches
+            fakes = self.settings.patient_batch_size * self.settings.patient_patches
+        return self.steps * self._work_of_an_update(fakes)
+
+    def public_work(self) -> float:
+        return self.settings.public_updates * self._work_of_an_update(self.settings.batch_size)
+
+    def _work_of_an_update(self, fakes: int) -> float:
         critic, sampling, generator = self._work_of_a_record()
         # As many real records as fakes are expected, and both halves go through the critic.
-        of_a_fake = settings.critic_updates * (2 * critic + sampling)
-        update = settings.batch_size * (critic + generator)
-        public = settings.public_updates if settings.public else 0
-        return self.steps * (fakes * of_a_fake + update) + public * (
-            settings.batch_size * of_a_fake + update
-        )
+        of_a_fake = self.settings.critic_updates * (2 * critic + sampling)
+        return fakes * of_a_fake + self.settings.batch_size * (critic + generator)
 
     def speed(self) -> float:
         critic = build_critic(self.settings, self.task.size)

@@ -5,6 +5,7 @@ Epsilon is read from each point's privacy.json and never computed here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ def identify(point: Path) -> dict[str, Any]:
     return {"generator": generator, "privacy": privacy, "seed": int(seed.removeprefix("seed-"))}
 
 
-def points_table(points: list[Path]) -> pd.DataFrame:
-    """One row a point: its privacy statement, its chosen segmenter and its cost."""
+def points_table(points: list[Path], started: Collection[str] = ()) -> pd.DataFrame:
+    """One row a point: its privacy statement, its chosen segmenter and its cost.
+
+    `started` are the generators that go on from a public start.
+    """
     rows = []
     for point in points:
         statement = artifacts.read_sealed(point / "generator" / "privacy.json")
@@ -49,6 +53,7 @@ def points_table(points: list[Path]) -> pd.DataFrame:
                 "accountant": statement.get("accountant"),
                 "chosen_segmenter": chosen["cell"],
                 "validation_dsc": chosen["mean_validation_dsc"][chosen["cell"]],
+                "start_minutes": _start_minutes(point, started),
                 "training_minutes": _minutes(point / "generator" / "benchmark.tsv"),
             }
         )
@@ -122,7 +127,7 @@ def frontier_table(points: pd.DataFrame, summary: pd.DataFrame, cohort: str) -> 
         seeds=("seed", "size"), dsc=("dsc", "mean"), dsc_sd=("dsc", "std"),
         bahd_voxel=("bahd_voxel", "mean"), bahd_voxel_sd=("bahd_voxel", "std"),
         frechet=("frechet", "mean"), frechet_sd=("frechet", "std"),
-        training_minutes=("training_minutes", "mean"),
+        start_minutes=("start_minutes", "mean"), training_minutes=("training_minutes", "mean"),
     ).reset_index()  # fmt: skip
     free = table[table.guarantee == "public"].nlargest(1, "dsc")
     floor, spread = (free.iloc[0].dsc, free.iloc[0].dsc_sd) if len(free) else (np.nan, np.nan)
@@ -183,6 +188,14 @@ def _row(label: str, point: dict[str, Any], summary: pd.DataFrame) -> dict[str, 
 
 def _infinite(epsilon: float | None) -> float:
     return float("inf") if epsilon is None else epsilon
+
+
+def _start_minutes(point: Path, started: Collection[str]) -> float | None:
+    """Of the public start that a point goes on from; 0 where there is none."""
+    *_, generator, _, seed = point.parts
+    if generator not in started:
+        return 0.0
+    return _minutes(point.parents[3] / "public" / generator / seed / "benchmark.tsv")
 
 
 def _minutes(benchmark: Path) -> float | None:

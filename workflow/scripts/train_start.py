@@ -1,0 +1,16 @@
+"""Train on public phantoms what private training goes on from."""
+
+import json
+from pathlib import Path
+
+import job
+from veil import artifacts, generators, training
+from veil.config import Task
+
+with job.running(snakemake):
+    generator = generators.build(Task.model_validate_json(snakemake.params.task))
+    state = Path(snakemake.params.folder) / "state"
+    identity = {"task": json.loads(snakemake.params.task), "code": snakemake.params.code}
+    start = generator.learn_start(state, training.choose_device(), identity)
+    artifacts.save_tensors(Path(snakemake.output.weights), start, {})
+    training.hand_over(state, Path(snakemake.output.history))
