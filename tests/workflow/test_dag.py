@@ -70,6 +70,7 @@ def fresh(tmp_path_factory) -> Path:
 
 def test_the_demo_dry_runs(fresh):
     counts = rules_of(snakemake(fresh, "-n").stdout)
+    assert counts["train_start"] == 1  # for both levels of the denoiser
     assert counts["train_generator"] == 7
     assert counts["train_segmenter"] == 7
     assert counts["write_report"] == 1
@@ -125,6 +126,8 @@ def test_one_result_by_path_makes_only_what_it_needs(fresh):
         ("results/second/wgan/none/seed-0/scores/segmentation.tsv", "cohorts.second.splits"),
         ("results/first/wgan/none", "too short"),
         ("results/first/wgan/none/seed-0/scores/segmentaton.tsv", "segmentaton.tsv"),
+        ("results/public/wgan/seed-0/start.safetensors", "wgan"),  # starts from nothing
+        ("results/public/diffusion/seed-0/weights.safetensors", "weights.safetensors"),
     ],
 )
 def test_malformed_paths_are_refused_with_the_grammar(fresh, path, word):
@@ -310,9 +313,37 @@ def test_a_generators_code_retrains_it_and_no_other(project, tmp_path):
     )
     done = snakemake(place, "-n", *TINY)
     counts = rules_of(done.stdout)
-    assert counts["train_generator"] == counts["sample_synthetic"] == 1
+    assert counts["train_generator"] == counts["train_start"] == counts["sample_synthetic"] == 1
     assert "generator=diffusion" in done.stdout
     assert "Params have changed" in done.stdout or "Code has changed" in done.stdout
+
+
+def test_private_settings_make_no_new_public_start(project):
+    """A start is trained anew for what it reads, and for nothing else."""
+    private, public = (
+        rules_of(
+            snakemake(
+                project, "-n", *TINY, "--config", f"generators={{diffusion: {changed}}}"
+            ).stdout
+        )
+        for changed in ("{steps: 4}", "{public_steps: 4}")
+    )
+    assert private["train_generator"] == public["train_generator"] == 1
+    assert "train_start" not in private
+    assert public["train_start"] == 1
+
+
+def test_every_level_and_cohort_goes_on_from_one_start(project):
+    """Another level and another cohort need no new one."""
+    for point in ("first/diffusion/eps-3", "another/diffusion/none"):
+        done = snakemake(
+            project, "-n", *TINY, "--config", "cohorts={another: {kind: phantom, splits: "
+            "{train: 2, validation: 1, test: 1}, seed: 3}}", "--",
+            f"results/{point}/seed-0/generator/weights.safetensors",
+        )  # fmt: skip
+        counts = rules_of(done.stdout)
+        assert counts["train_generator"] == 1, done.stdout[-2000:]
+        assert "train_start" not in counts
 
 
 def test_a_killed_job_resumes_and_gives_the_same_bytes(project, tmp_path):
