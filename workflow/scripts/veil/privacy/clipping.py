@@ -27,7 +27,8 @@ from torch.nn.grad import conv2d_weight
 SLACK = 1e-6  # keeps rounding from letting a clipped record exceed the bound
 KEPT = 2  # record gradients may take so many times the room of what they let go
 MANY_PLACES = 400  # of an output, from which on a grouped convolution beats shifted products
-AT_ONCE, AT_ONCE_ON_GPU = 32, 512  # rows that go through the network together
+AT_ONCE, AT_ONCE_ON_GPU = 32, 512  # rows that go through the network together, at most
+FEW = 8  # rows, below which a batch is not halved
 CHUNK_BYTES = 8 * 2**20  # what is worked on at a time
 ALLOWED = (
     "Linear, Conv2d and ConvTranspose2d (one group, zero padding given in numbers), GroupNorm, "
@@ -63,7 +64,9 @@ def clipped_sum(
     parameters = [p for p in module.parameters() if p.requires_grad]
     sums = {id(p): _zeros(p) for p in parameters}
     on_cpu = next(module.parameters()).device.type == "cpu"
-    step = max((AT_ONCE if on_cpu else AT_ONCE_ON_GPU) // rows, 1)
+    # On a CPU halves are as quick as the whole, and need half the memory.
+    most = min(max(records * rows // 2, FEW), AT_ONCE) if on_cpu else AT_ONCE_ON_GPU
+    step = max(most // rows, 1)
     values = []
     for start in range(0, records, step):
         part = slice(start, min(start + step, records))
