@@ -20,7 +20,10 @@ from veil.report import tables
 matplotlib.rcParams.update(
     {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "veil"}
 )
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = (  # Okabe and Ito 2008
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442",
+)  # fmt: skip
+SHOWN = (0.5, 0.75, 0.95)  # of the labelled pairs, by labelled area
 ERRORS = ListedColormap(["black", "#d7191c", "#1a9641", "#ffd92f"])
 LEGEND = [
     ("true positive", "#d7191c"),
@@ -49,16 +52,16 @@ def ordered(points: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def figure_2(points: pd.DataFrame, root: Path, examples: int = 3) -> Figure:
+def figure_2(points: pd.DataFrame, root: Path) -> Figure:
     """Sample pairs of every generator and level: images above, labels below."""
     shown = ordered(points)
-    figure = Figure(figsize=(1.3 * len(shown) + 0.4, 1.35 * 2 * examples), layout="constrained")
-    axes = figure.subplots(2 * examples, len(shown), squeeze=False)
+    figure = Figure(figsize=(1.3 * len(shown) + 0.4, 1.35 * 2 * len(SHOWN)), layout="constrained")
+    axes = figure.subplots(2 * len(SHOWN), len(shown), squeeze=False)
     for column, (_, point) in enumerate(shown.iterrows()):
         pairs = artifacts.open_pairs(folder(root, point) / "synthetic" / "pairs.npy")
-        labelled = np.flatnonzero(pairs[:512, 1].any((1, 2)))
-        chosen = (labelled if len(labelled) >= examples else np.arange(len(pairs)))[:examples]
-        for row, index in enumerate(chosen):
+        area = pairs[:512, 1].sum((1, 2), dtype=int)
+        by_area = np.argsort(area, kind="stable")[min(np.sum(area == 0), len(area) - 1) :]
+        for row, index in enumerate(by_area[[int(share * len(by_area)) for share in SHOWN]]):
             for channel, top in enumerate((255, 1)):
                 axis = axes[2 * row + channel, column]
                 axis.imshow(pairs[index, channel].T, cmap="gray", vmin=0, vmax=top, origin="lower")
@@ -275,5 +278,6 @@ def _finish(
 
 
 def _colours(generators: Iterable[str]) -> dict[str, str]:
-    names = sorted(set(generators))
+    """One colour a generator, the same in every figure, whether or not that shows references."""
+    names = sorted(set(generators), key=lambda name: (name in REFERENCES, name))
     return {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
