@@ -51,6 +51,30 @@ def test_what_is_not_private_says_so(kind):
     assert row["PFLOP"] == row["hours here"] == 0
 
 
+def test_a_public_start_is_planned_once_for_all_levels():
+    points = [
+        {"generator": "denoiser", "privacy": ["none", "eps-5"], "seeds": [0, 1]},
+        {"generator": "denoiser", "privacy": ["eps-9"], "seeds": [1, 2]},
+        {"generator": "real"},
+    ]
+    study = config.Study(
+        generators={"real": {"kind": "real"}, "denoiser": faults.DENOISER}, points=points
+    )
+    entries = planning.entries(study)
+    starts = [entry for entry in entries if entry.privacy == planning.START]
+    assert [(entry.generator, entry.seeds) for entry in starts] == [("denoiser", 3)]
+    row = planning.plan(starts, threads=1).to_dict("records")[0]
+    assert row["eps patch"] == row["eps patient"] == 0
+    longer = faults.DENOISER.model_copy(update={"public_steps": 20})
+    twice = planning.plan(
+        [planning.Entry("denoiser", planning.START, 3, faults.task(settings=longer))], threads=1
+    )
+    assert row["hours here"] > 0
+    work = twice["PFLOP"][0] * faults.DENOISER.public_steps / 20
+    per_pixel = (study.patches.size / 16) ** 2
+    assert row["PFLOP"] == pytest.approx(work * per_pixel, rel=0.1)
+
+
 def test_training_halts_before_the_update_that_would_pass_the_budget(tmp_path):
     faults.prepare(tmp_path)
     whole = generators.build(faults.task()).charge
