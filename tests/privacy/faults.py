@@ -94,7 +94,7 @@ def start_of(given: config.Task, out: Path) -> Path | None:
     if not path.exists():
         generator = generators.build(given)
         start = generator.learn_start(out / "public", torch.device("cpu"), identity(given))
-        artifacts.save_tensors(path, start, {})
+        artifacts.save_tensors(path, start, given.of_start())
     return path
 
 

@@ -57,7 +57,7 @@ def started(given, folder):
     if not study.starts("g"):
         return None
     start = generators.build(given).learn_start(folder / "public", CPU, {})
-    artifacts.save_tensors(folder / "start.safetensors", start, {})
+    artifacts.save_tensors(folder / "start.safetensors", start, given.of_start())
     return folder / "start.safetensors"
 
 
@@ -206,6 +206,15 @@ def test_training_goes_on_from_the_start(tmp_path, pairs):
     for name, tensor in generator.weights().items():
         torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-7)
     assert any(not torch.equal(fresh[name], start[name]) for name in start)
+
+
+def test_a_start_of_other_settings_is_refused_by_name(tmp_path, pairs):
+    path = started(task(DENOISER), tmp_path)
+    other = DENOISER.model_copy(update={"public_steps": 5})
+    with pytest.raises(artifacts.ArtifactError, match=r"settings\.public_steps is 4 there"):
+        generators.build(task(other), pairs, path).fit(tmp_path / "state", CPU, {})
+    private = DENOISER.model_copy(update={"steps": 4})
+    generators.build(task(private), pairs, path).fit(tmp_path / "state", CPU, {})
 
 
 OTHER = {

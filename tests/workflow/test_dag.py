@@ -126,8 +126,8 @@ def test_one_result_by_path_makes_only_what_it_needs(fresh):
         ("results/second/wgan/none/seed-0/scores/segmentation.tsv", "cohorts.second.splits"),
         ("results/first/wgan/none", "too short"),
         ("results/first/wgan/none/seed-0/scores/segmentaton.tsv", "segmentaton.tsv"),
-        ("results/public/wgan/seed-0/start.safetensors", "wgan"),  # starts from nothing
-        ("results/public/diffusion/seed-0/weights.safetensors", "weights.safetensors"),
+        ("results/first/wgan/public/seed-0/start.safetensors", "'wgan' has no public start"),
+        ("results/first/diffusion/public/seed-0/weights.safetensors", "weights.safetensors"),
     ],
 )
 def test_malformed_paths_are_refused_with_the_grammar(fresh, path, word):
@@ -333,17 +333,11 @@ def test_private_settings_make_no_new_public_start(project):
     assert public["train_start"] == 1
 
 
-def test_every_level_and_cohort_goes_on_from_one_start(project):
-    """Another level and another cohort need no new one."""
-    for point in ("first/diffusion/eps-3", "another/diffusion/none"):
-        done = snakemake(
-            project, "-n", *TINY, "--config", "cohorts={another: {kind: phantom, splits: "
-            "{train: 2, validation: 1, test: 1}, seed: 3}}", "--",
-            f"results/{point}/seed-0/generator/weights.safetensors",
-        )  # fmt: skip
-        counts = rules_of(done.stdout)
-        assert counts["train_generator"] == 1, done.stdout[-2000:]
-        assert "train_start" not in counts
+def test_another_level_goes_on_from_the_same_start(project):
+    target = "results/first/diffusion/eps-3/seed-0/generator/weights.safetensors"
+    counts = rules_of(snakemake(project, "-n", *TINY, "--", target).stdout)
+    assert counts["train_generator"] == 1
+    assert "train_start" not in counts
 
 
 def test_a_killed_job_resumes_and_gives_the_same_bytes(project, tmp_path):

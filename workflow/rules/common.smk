@@ -15,7 +15,7 @@ except settings.ConfigError as error:
 
 POINT = "results/{cohort}/{generator}/{privacy}/seed-{seed}"
 DATA = "results/{cohort}/data"
-START = "results/public/{generator}/seed-{seed}"
+START = "results/{cohort}/{generator}/public/seed-{seed}"
 CELLS = STUDY.segmentation.grid.cells()
 SEGMENTATION = STUDY.segmentation.model_dump_json(exclude={"grid"})
 POINT_FILES = (
@@ -45,7 +45,7 @@ NEVER_PRIVATE = "".join(
 PRIVACY = rf"none|{NEVER_PRIVATE}(?:{settings.PRIVACY})"
 KNOWN_PATHS = (
     rf"report/.*|(?:{COHORT})/data/(?:{DATA_FILES})"
-    rf"|public/(?:{STARTED})/seed-(?:{settings.SEED})/(?:{START_FILES})"
+    rf"|(?:{COHORT})/(?:{STARTED})/public/seed-(?:{settings.SEED})/(?:{START_FILES})"
     rf"|(?:{COHORT})/(?:{GENERATOR})/(?:{PRIVACY})/seed-(?:{settings.SEED})/(?:{POINT_FILES})"
 )
 GRAMMAR = f"""the grammar of a result's path:
@@ -58,7 +58,7 @@ GRAMMAR = f"""the grammar of a result's path:
                scores/audit.tsv
   results/<cohort>/data/<file>
     file       manifest.tsv | qc.tsv | qc.png | patches.npy | test_patches.npy | threshold.tsv
-  results/public/<generator>/seed-<n>/start.safetensors
+  results/<cohort>/<generator>/public/seed-<n>/start.safetensors
     generator  {", ".join(filter(STUDY.starts, STUDY.generators)) or "none of this study"}
   results/report/index.html"""
 
@@ -75,17 +75,18 @@ def problem_of(parts):
     """What is wrong with the parts of a path below results/, or None."""
     if parts[1:2] == ["data"] and parts[0] in STUDY.cohorts:
         return unknown_file("/".join(parts[2:]), DATA_FILES)
-    if parts[0] == "public":
-        return unknown_file("/".join(parts), KNOWN_PATHS)
     if len(parts) < 5:
         return "the path is too short"
+    start = parts[2] == "public"
     try:
-        STUDY.check_point(*parts[:3])
+        STUDY.check_point(*parts[:2], "none" if start else parts[2])
     except ValueError as error:
         return str(error)
     if not re.fullmatch(rf"seed-(?:{settings.SEED})", parts[3]):
         return f"{parts[3]!r} is not seed-<n> with n a whole number"
-    return unknown_file("/".join(parts[4:]), POINT_FILES)
+    if start and not STUDY.starts(parts[1]):
+        return f"generator {parts[1]!r} has no public start"
+    return unknown_file("/".join(parts[4:]), START_FILES if start else POINT_FILES)
 
 
 def unknown_file(name, pattern):

@@ -7,12 +7,12 @@
 
 
 rule train_start:
-    """Train on public phantoms what every cohort and privacy level then goes on from."""
+    """Train on public phantoms what every privacy level then goes on from."""
     output:
         weights=f"{START}/start.safetensors",
         history=f"{START}/history.jsonl",
     log:
-        "logs/public/{generator}/seed-{seed}/train_start.log",
+        "logs/{cohort}/{generator}/public/seed-{seed}/train_start.log",
     benchmark:
         f"{START}/benchmark.tsv"
     wildcard_constraints:

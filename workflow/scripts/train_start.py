@@ -8,9 +8,10 @@ from veil import artifacts, generators, training
 from veil.config import Task
 
 with job.running(snakemake):
-    generator = generators.build(Task.model_validate_json(snakemake.params.task))
+    task = Task.model_validate_json(snakemake.params.task)
+    generator = generators.build(task)
     state = Path(snakemake.params.folder) / "state"
     identity = {"task": json.loads(snakemake.params.task), "code": snakemake.params.code}
     start = generator.learn_start(state, training.choose_device(), identity)
-    artifacts.save_tensors(Path(snakemake.output.weights), start, {})
+    artifacts.save_tensors(Path(snakemake.output.weights), start, task.of_start())
     training.hand_over(state, Path(snakemake.output.history))

@@ -29,7 +29,7 @@ NAME = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
 NUMBER = r"(?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?"
 PRIVACY = rf"none|sigma-{NUMBER}|(?:patient-)?eps-{NUMBER}"
 SEED = r"0|[1-9][0-9]*"
-RESERVED_NAMES = {"data", "public", "release", "report", "threshold"}  # folders and table rows
+RESERVED_NAMES = {"data", "release", "report", "threshold"}  # folders and table rows
 
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -534,6 +534,13 @@ class Task(Model):
     noise: Literal["seeded", "secure"] = "seeded"
     """Where batches and noise come from."""
 
+    def of_start(self) -> dict[str, Any]:
+        """What the public stage reads, as JSON values: what a public start is of."""
+        settings = self.settings
+        assert isinstance(settings, STARTED)
+        read = settings.model_dump(mode="json", exclude=set(settings.PRIVATE_KEYS))
+        return {"settings": read, "size": self.size}
+
 
 # ------------------------------------------------------------------ the study
 
@@ -674,15 +681,14 @@ class Study(Model):
         return settings.kind == "fitted"
 
     def start_task(self, generator: str, seed: int) -> Task:
-        """What the public stage of a generator is asked. It is of no cohort, and settings that it
-        does not read are at their defaults, so that a change of them makes no new start."""
-        settings = self.generators[generator]
-        assert isinstance(settings, STARTED)
-        read = settings.model_dump(exclude=set(settings.PRIVATE_KEYS))
-        return Task(
-            settings=type(settings).model_validate(read), level=PrivacyLevel.parse("none"),
-            seed=seed, size=self.patches.size, records=1, patients=1, per_patient=1, delta=0.5,
+        """What the public stage of a generator is asked. Settings that it does not read are at
+        their defaults, and no count is of a cohort, so that their change makes no new start."""
+        task = Task(
+            settings=self.generators[generator], level=PrivacyLevel.parse("none"), seed=seed,
+            size=self.patches.size, records=1, patients=1, per_patient=1, delta=0.5,
         )  # fmt: skip
+        read = type(task.settings).model_validate(task.of_start()["settings"])
+        return task.model_copy(update={"settings": read})
 
     def check_point(self, cohort: str, generator: str, privacy: str) -> None:
         """Raise ValueError unless this point can be made."""

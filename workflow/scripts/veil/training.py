@@ -105,16 +105,9 @@ class Loop:
 
     def _refuse_another(self, found: Mapping[str, Any]) -> None:
         """Raise ArtifactError, naming every key in which the checkpoint is of another run."""
-        mine = json.loads(json.dumps(dict(self.identity)))  # as it comes back from a file
-        there, here = (dict(_leaves(identity)) for identity in (found, mine))
-        differing = [
-            f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-            for key in sorted({*there, *here})
-            if there.get(key) != here.get(key)
-        ]
-        if differing:
+        if differing := differences(found, self.identity):
             raise artifacts.ArtifactError(
-                f"{self._checkpoint}: a checkpoint of another run: {'; '.join(differing)}. Allowed "
+                f"{self._checkpoint}: a checkpoint of another run: {differing}. Allowed "
                 f"is one of this run: restore what it was made with, or delete {self.folder} to "
                 "start anew"
             )
@@ -135,6 +128,17 @@ class Loop:
             except ValueError:
                 continue
         artifacts.write_text(self.history, "".join(kept))
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Where two nested mappings of JSON values differ, by dotted key; empty where nowhere."""
+    mine = json.loads(json.dumps(dict(wanted)))  # as it comes back from a file
+    there, here = (dict(_leaves(identity)) for identity in (found, mine))
+    return "; ".join(
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    )
 
 
 def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """`diffusion`: a denoiser over image-label pairs, taught by phantoms first (floor 4).
 
-Two stages. Public phantoms teach what costs nothing, once for all privacy levels and cohorts;
+Two stages. Public phantoms teach what costs nothing, once for all privacy levels;
 private patches then correct it by DP-SGD: each record is shown at several noise levels and flips,
 whose gradients are averaged before they are clipped as one ("noise multiplicity", Dockhorn et al.
 2023, DPDM; Ghalebikesabi et al. 2023), and the average of the weights over the steps is kept.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from veil import artifacts, config
+from veil import artifacts, config, training
 from veil.generators.base import Generator
 from veil.generators.phantom import cut_from
 from veil.privacy import accounting, randomness
@@ -138,9 +138,15 @@ class PrivateGenerator(Generator):
         return pairs, owners, self.mechanism(len(pairs) if owners is None else len(owners))
 
     def given_start(self) -> dict[str, Tensor]:
-        """What `learn_start` gave."""
+        """What `learn_start` gave; ArtifactError if it is of other settings."""
         assert self.start is not None, "training goes on from a public start, which was not given"
-        return artifacts.load_tensors(self.start)[0]
+        tensors, meta = artifacts.load_tensors(self.start)
+        if differing := training.differences(meta, self.task.of_start()):
+            raise artifacts.ArtifactError(
+                f"{self.start}: a public start of other settings: {differing}. Allowed is one of "
+                "these settings: delete it to have it made anew"
+            )
+        return tensors
 
     def public_pairs(self, public: config.PhantomGenerator, count: int) -> np.ndarray:
         """Pairs of phantoms to learn from, uint8 (count, 2, size, size)."""

@@ -195,7 +195,7 @@ def _start_minutes(point: Path, started: Collection[str]) -> float | None:
     *_, generator, _, seed = point.parts
     if generator not in started:
         return 0.0
-    return _minutes(point.parents[3] / "public" / generator / seed / "benchmark.tsv")
+    return _minutes(point.parents[1] / "public" / seed / "benchmark.tsv")
 
 
 def _minutes(benchmark: Path) -> float | None:
