@@ -362,7 +362,7 @@ class DiffusionGenerator(Model):
     """Phantoms to learn from before any private patch is seen; null starts from nothing."""
     public_pairs: Annotated[int, Field(ge=1)] = 2000
     """Pairs of phantoms."""
-    public_steps: Annotated[int, Field(ge=1)] = 400
+    public_steps: Annotated[int, Field(ge=1)] = 800
     """Steps on them."""
     public_batch_size: Annotated[int, Field(ge=1)] = 32
     """Pairs of phantoms in a step."""
