@@ -423,3 +423,4 @@ def test_a_faulty_cohort_stops_before_any_training(fresh, tmp_path):
     assert "Traceback" not in done.stdout
     assert "(Rule: train_generator)" not in done.stdout
     assert not list((fresh / "results/own").glob("*/none"))
+    assert not list((fresh / "results/own").glob("*/public"))

@@ -8,6 +8,9 @@
 
 rule train_start:
     """Train on public phantoms what every privacy level then goes on from."""
+    input:
+        # Order only: a faulty cohort, private or external, stops the study before any training.
+        checked=ancient(test_manifests),
     output:
         weights=f"{START}/start.safetensors",
         history=f"{START}/history.jsonl",
@@ -36,8 +39,7 @@ rule train_generator:
     input:
         patches=training_patches,
         start=public_start,
-        # Order only: a faulty cohort, private or external, stops the study before any training.
-        checked=ancient(test_manifests),
+        checked=ancient(test_manifests),  # order only, as above
     output:
         weights=f"{POINT}/generator/weights.safetensors",
         privacy=f"{POINT}/generator/privacy.json",
