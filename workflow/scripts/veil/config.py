@@ -442,11 +442,8 @@ Generator = Annotated[
     RealGenerator | PhantomGenerator | WganGenerator | DiffusionGenerator | FittedGenerator,
     Field(discriminator="kind"),
 ]
-STARTED = (
-    WganGenerator,
-    DiffusionGenerator,
-    FittedGenerator,
-)  # may learn from public phantoms first
+# Those that may learn from public phantoms first.
+STARTED = (WganGenerator, DiffusionGenerator, FittedGenerator)
 UNTAUGHT = ("real", "phantom")  # kinds that learn nothing, and so have no privacy level
 
 
