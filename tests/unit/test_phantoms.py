@@ -92,7 +92,7 @@ def test_what_varies_differs_between_phantoms_and_nothing_else_does():
     ("vary", "said"),
     [
         ({"scanner.nois": (0.1, 0.2)}, "did you mean 'scanner.noise'"),
-        ({"scanner.vessel": (1, 2)}, "allowed are"),
+        ({"scanner": (1, 2)}, "allowed are"),
         ({"scanner.noise": (0.3, 0.2)}, "must not be above"),
         ({"scanner.noise": (0.3, 2.0)}, "less than or equal to 1"),
     ],
@@ -101,6 +101,13 @@ def test_what_cannot_vary_is_refused_by_name(vary, said):
     with pytest.raises(ValueError, match=said) as error:
         Phantom(vary=vary)
     assert next(iter(vary)) in str(error.value)
+
+
+def test_a_setting_that_is_a_range_varies_as_one_value():
+    fixed = Phantom(vary={"scanner.vessel": (1, 4)}).with_values({"scanner.vessel": 2.5})
+    assert fixed.scanner.vessel == (2.5, 2.5)
+    with pytest.raises(ValueError, match="must not be above"):
+        Scanner(vessel=(3, 2))
 
 
 def test_a_ray_through_two_vessels_is_brighter_than_through_one():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -33,7 +34,15 @@ RESERVED_NAMES = {"data", "release", "report", "threshold"}  # folders and table
 
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Range = tuple[float, float]
+
+
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] <= ends[1]:
+        raise ValueError(f"{ends[0]:g} must not be above {ends[1]:g}")
+    return ends
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class ConfigError(ValueError):
@@ -152,14 +161,21 @@ class Phantom(Model):
     """Appearance."""
     vary: dict[str, Range] = {}
     """Domain randomisation: settings of which every phantom draws its own value, by their dotted
-    name, as `scanner.noise: [0.02, 0.2]`."""
+    name, as `scanner.noise: [0.02, 0.2]`. A setting that is a range itself, as `scanner.vessel`,
+    becomes that one value."""
 
     def with_values(self, values: Mapping[str, float]) -> Self:
         """The phantom with these values at dotted names; nothing of it varies any more."""
         parts = {part: getattr(self, part).model_dump() for part in ("vessels", "scanner")}
         for name, value in values.items():
             part, _, key = name.partition(".")
-            parts[part][key] = round(value) if isinstance(parts[part][key], int) else float(value)
+            match parts[part][key]:
+                case tuple():
+                    parts[part][key] = (float(value), float(value))
+                case int():
+                    parts[part][key] = round(value)
+                case _:
+                    parts[part][key] = float(value)
         return type(self)(**{**self.model_dump(exclude={*parts, "vary"}), **parts})
 
     @model_validator(mode="after")
@@ -168,13 +184,11 @@ class Phantom(Model):
             f"{part}.{name}"
             for part in ("vessels", "scanner")
             for name, field in type(getattr(self, part)).model_fields.items()
-            if field.annotation in (int, float)
+            if field.annotation in (int, float, tuple[float, float])
         }
         for name, (low, high) in self.vary.items():
             if name not in names:
                 raise ValueError(f"vary: {name!r}: {_allowed(name, names)}")
-            if not low <= high:
-                raise ValueError(f"vary.{name}: {low:g} must not be above {high:g}")
             for end in (low, high):
                 try:
                     self.with_values({name: end})
