@@ -17,16 +17,15 @@ POINT = "results/{cohort}/{generator}/{privacy}/seed-{seed}"
 DATA = "results/{cohort}/data"
 START = "results/{cohort}/{generator}/public/seed-{seed}"
 CELLS = STUDY.segmentation.grid.cells()
-SEGMENTATION = STUDY.segmentation.model_dump_json(exclude={"grid"})
+SEGMENTATION = STUDY.segmentation.model_dump_json(exclude={"grid", "tolerance"})
 POINT_FILES = (
     r"generator/(weights\.safetensors|privacy\.json|history\.jsonl|benchmark\.tsv)"
-    r"|synthetic/pairs\.npy|scores/(segmentation\.tsv|similarity\.tsv|audit\.tsv|errors|benchmark\.tsv)"
+    r"|synthetic/pairs\.npy|scores/(segmentation\.tsv|similarity\.tsv|audit\.tsv"
+    r"|membership\.tsv|memorisation\.tsv|closest\.npy|errors|benchmark\.tsv)"
     r"|segmenters/(chosen\.json|[^/]+/(weights\.safetensors|history\.jsonl|validation\.tsv))"
 )
 START_FILES = r"start\.safetensors|history\.jsonl|benchmark\.tsv"
-DATA_FILES = (
-    r"bids|manifest\.tsv|qc\.tsv|qc\.png|(?:test_)?patches\.(?:npy|tsv)|threshold\.tsv"
-)
+DATA_FILES = r"bids|manifest\.tsv|qc\.tsv|qc\.png|(?:test_|validation_)?patches\.(?:npy|tsv)|threshold\.tsv"
 # What a wildcard may be, given what stands around it in the path: only cohorts with training
 # patients have points, and only generators that can be private have privacy levels.
 TRAINED = [
@@ -55,7 +54,7 @@ GRAMMAR = f"""the grammar of a result's path:
     privacy    none | sigma-X | eps-X | patient-eps-X, X in its shortest decimal spelling (sigma-0.65)
     file       generator/weights.safetensors | generator/privacy.json | synthetic/pairs.npy |
                segmenters/chosen.json | scores/segmentation.tsv | scores/similarity.tsv |
-               scores/audit.tsv
+               scores/audit.tsv | scores/membership.tsv | scores/memorisation.tsv
   results/<cohort>/data/<file>
     file       manifest.tsv | qc.tsv | qc.png | patches.npy | test_patches.npy | threshold.tsv
   results/<cohort>/<generator>/public/seed-<n>/start.safetensors
@@ -271,10 +270,16 @@ def figure_titles():
         "figure-3": "How does quality fall as privacy rises?",
         "figure-4": "Where are the errors?",
     }
+    titles |= {
+        "figure-6": "How far are synthetic pairs from real ones?",
+        "figure-8": "Do the images differ from each other?",
+        "figure-9": "Do synthetic images lie where real ones do?",
+    }
     for cohort in STUDY.external:
         titles[f"figure-5-{cohort}"] = f"Does it carry over to {cohort}?"
     if any(level != "none" for entry in STUDY.points for level in entry.privacy):
         titles["figure-7"] = "What does the best private model get right?"
+        titles["closest"] = "Which synthetic pairs are most like a patient's?"
     return titles
 
 

@@ -1,8 +1,8 @@
 # From U-Nets and synthetic pairs to scores against real test patients.
 # INPUTS   {point}/segmenters/*/, {point}/synthetic/pairs.npy, manifests, scans and patches of
 #          test patients
-# OUTPUTS  {point}/segmenters/chosen.json, {point}/scores/segmentation.tsv, {point}/scores/similarity.tsv,
-#          {point}/scores/errors/ (NIfTI error maps), results/{cohort}/data/threshold.tsv
+# OUTPUTS  {point}/segmenters/chosen.json, results/{cohort}/data/threshold.tsv; below {point}/scores/:
+#          segmentation.tsv, similarity.tsv, membership.tsv, memorisation.tsv, closest.npy, errors/ (NIfTI)
 
 
 rule score_segmentation:
@@ -37,6 +37,7 @@ rule score_segmentation:
     params:
         tests=test_settings,
         segmentation=SEGMENTATION,
+        tolerance=STUDY.segmentation.tolerance,
         size=STUDY.patches.size,
         code=code_hash("score_segmentation.py"),
     script:
@@ -44,10 +45,11 @@ rule score_segmentation:
 
 
 rule score_similarity:
-    """How far the synthetic pairs are from the test patients' patches."""
+    """How far the synthetic pairs are from patients' patches, and from each other."""
     input:
         synthetic=f"{POINT}/synthetic/pairs.npy",
-        real=f"{DATA}/test_patches.npy",
+        test=f"{DATA}/test_patches.npy",
+        train=f"{DATA}/patches.npy",
     output:
         f"{POINT}/scores/similarity.tsv",
     log:
@@ -58,9 +60,43 @@ rule score_similarity:
         mem="4GB",
         runtime="1h",
     params:
+        inception=STUDY.fidelity.inception,
+        sha256=STUDY.fidelity.inception_sha256,
         code=code_hash("score_similarity.py"),
     script:
         "../scripts/score_similarity.py"
+
+
+rule score_membership:
+    """Attack the synthetic pairs: who was in the training set, and what was copied."""
+    input:
+        synthetic=f"{POINT}/synthetic/pairs.npy",
+        privacy=f"{POINT}/generator/privacy.json",
+        weights=f"{POINT}/generator/weights.safetensors",
+        start=public_start,
+        train=f"{DATA}/patches.npy",
+        train_patients=f"{DATA}/patches.tsv",
+        test=f"{DATA}/test_patches.npy",
+        test_patients=f"{DATA}/test_patches.tsv",
+        validation=f"{DATA}/validation_patches.npy",
+        validation_patients=f"{DATA}/validation_patches.tsv",
+    output:
+        membership=f"{POINT}/scores/membership.tsv",
+        memorisation=f"{POINT}/scores/memorisation.tsv",
+        closest=f"{POINT}/scores/closest.npy",
+    log:
+        "logs/{cohort}/{generator}/{privacy}/seed-{seed}/score_membership.log",
+    conda:
+        "../envs/veil.yaml"
+    resources:
+        mem="8GB",
+        runtime="2h",
+    params:
+        task=generator_task,
+        seed=seed_for("membership"),
+        code=generator_code("score_membership.py"),
+    script:
+        "../scripts/score_membership.py"
 
 
 rule score_threshold:
@@ -79,6 +115,7 @@ rule score_threshold:
         runtime="2h",
     params:
         tests=test_settings,
+        tolerance=STUDY.segmentation.tolerance,
         code=code_hash("score_threshold.py"),
     script:
         "../scripts/score_threshold.py"

@@ -12,6 +12,8 @@ rule gather_scores:
         scores=expand("{point}/scores/segmentation.tsv", point=points()),
         chosen=expand("{point}/segmenters/chosen.json", point=points()),
         similarity=expand("{point}/scores/similarity.tsv", point=points()),
+        membership=expand("{point}/scores/membership.tsv", point=points()),
+        memorisation=expand("{point}/scores/memorisation.tsv", point=points()),
         privacy=expand("{point}/generator/privacy.json", point=points()),
         audits=expand("{point}/scores/audit.tsv", point=private_points()),
         threshold=f"results/{STUDY.cohort}/data/threshold.tsv",
@@ -23,8 +25,11 @@ rule gather_scores:
             category="Tables",
             labels={"table": "Frontier"},
         ),
+        membership="results/report/tables/membership.tsv",
+        memorisation="results/report/tables/memorisation.tsv",
         points="results/report/tables/points.tsv",
         scores="results/report/tables/scores.tsv",
+        similarity="results/report/tables/similarity.tsv",
         summary="results/report/tables/summary.tsv",
         table_1=report(
             "results/report/tables/table_1.tsv",
@@ -49,10 +54,14 @@ rule draw_figures:
     input:
         points=rules.gather_scores.output.points,
         summary=rules.gather_scores.output.summary,
+        similarity=rules.gather_scores.output.similarity,
+        frontier=rules.gather_scores.output.frontier,
+        test_patches=f"results/{STUDY.cohort}/data/test_patches.npy",
+        closest=expand("{point}/scores/closest.npy", point=points()),
         pairs=expand("{point}/synthetic/pairs.npy", point=points()),
         errors=expand("{point}/scores/errors", point=points()),
     output:
-        [
+        pictures=[
             report(
                 f"results/report/figures/{figure}.svg",
                 caption=caption(figure),
@@ -61,6 +70,7 @@ rule draw_figures:
             )
             for figure, title in FIGURES.items()
         ],
+        for_papers=expand("results/report/figures/{figure}.pdf", figure=FIGURES),
     log:
         "logs/report/draw_figures.log",
     conda:
@@ -79,7 +89,10 @@ rule write_report:
         points=rules.gather_scores.output.points,
         table_1=rules.gather_scores.output.table_1,
         frontier=rules.gather_scores.output.frontier,
-        figures=rules.draw_figures.output,
+        similarity=rules.gather_scores.output.similarity,
+        membership=rules.gather_scores.output.membership,
+        memorisation=rules.gather_scores.output.memorisation,
+        figures=rules.draw_figures.output.pictures,
     output:
         report(
             "results/report/index.html",
@@ -97,6 +110,7 @@ rule write_report:
         cohort=STUDY.cohort,
         public=STUDY.cohorts[STUDY.cohort].kind == "phantom",
         tests=TESTS,
+        tolerance=STUDY.segmentation.tolerance,
         figures=list(FIGURES.values()),
         captions=caption_texts(),
         code=code_hash("write_report.py", files=("veil/report/page.html.j2",)),

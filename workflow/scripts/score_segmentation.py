@@ -31,7 +31,7 @@ with job.running(snakemake):
             image, label, region = check.read_patient(patient, test["region"])
             found = segment(image.data, region, segmenter, snakemake.params.size, settings.stride)
             point = {"test_cohort": test["name"], "participant_id": patient.participant_id}
-            scores = evaluation.scores(found, label, image.zooms)
+            scores = evaluation.scores(found, label, image.zooms, snakemake.params.tolerance)
             rows += [{**point, "metric": name, "value": value} for name, value in scores.items()]
             if number == 0:  # the example patient of the figures: the first, whoever that is
                 errors = Path(snakemake.output.errors) / f"{test['name']}.nii.gz"

@@ -1,4 +1,4 @@
-"""Compare a synthetic set with the patches of real test patients."""
+"""Compare a synthetic set with the patches of real patients, and with itself."""
 
 from pathlib import Path
 
@@ -6,19 +6,37 @@ import pandas as pd
 
 import job
 from veil import artifacts
-from veil.evaluation import similarity
+from veil.evaluation import diversity, shapes, similarity
+
+IMAGES = 1000  # of which all pairs are compared, as in the paper; and as many labels
 
 with job.running(snakemake):
-    synthetic, real = (
-        similarity.features(artifacts.open_pairs(Path(path)))
-        for path in (snakemake.input.synthetic, snakemake.input.real)
+    inputs, weights = snakemake.input, snakemake.params.inception
+    synthetic = artifacts.open_pairs(Path(inputs.synthetic))
+    real = {name: artifacts.open_pairs(Path(inputs[name])) for name in ("test", "train")}
+    spaces = {"frechet": (similarity.FEATURES, similarity.features)}
+    if weights:
+        inception = similarity.Inception(Path(weights), snakemake.params.sha256)
+        spaces["fid"] = "inception-v3-pool3", lambda pairs: inception.features(pairs[:, 0])
+    rows = []
+    for metric, (space, features) in spaces.items():
+        mine = features(synthetic)
+        for name, pairs in real.items():
+            rows.append((metric, space, name, similarity.frechet_distance(mine, features(pairs))))
+    if not weights:
+        rows += [("fid", "not computed: no weights", name, float("nan")) for name in real]
+    scores = similarity.manifold_scores(
+        similarity.features(real["test"]), similarity.features(synthetic)
     )
-    row = {
-        "metric": "frechet",
-        "features": similarity.FEATURES,
-        "reference": "test",
-        "synthetic_pairs": len(synthetic),
-        "reference_pairs": len(real),
-        "value": similarity.frechet_distance(synthetic, real),
+    rows += [(name, similarity.FEATURES, "test", value) for name, value in scores.items()]
+    few = {
+        name: pairs[similarity.evenly(len(pairs), IMAGES)]
+        for name, pairs in {"synthetic": synthetic, "test": real["test"]}.items()
     }
-    artifacts.write_table(Path(snakemake.output[0]), pd.DataFrame([row]))
+    rows.append(("ssim", "pixels", "itself", diversity.mean_ssim(few["synthetic"][:, 0])))
+    mine, theirs = (shapes.geometry(few[name][:, 1]) for name in ("synthetic", "test"))
+    rows += [(name, "mean", "itself", float(value)) for name, value in mine.mean().items()]
+    apart = shapes.distances(mine, theirs)
+    rows += [(name, "wasserstein", "test", value) for name, value in apart.items()]
+    table = pd.DataFrame(rows, columns=["metric", "features", "reference", "value"])
+    artifacts.write_table(Path(snakemake.output[0]), table)

@@ -26,6 +26,6 @@ with job.running(snakemake):
         for name, (image, label, region) in read(test, manifest, "test"):
             found = threshold.predict(image.data, region, multiple)
             point = {"test_cohort": test["name"], "participant_id": name}
-            scores = evaluation.scores(found, label, image.zooms)
+            scores = evaluation.scores(found, label, image.zooms, snakemake.params.tolerance)
             rows += [{**point, "metric": key, "value": value} for key, value in scores.items()]
     artifacts.write_table(Path(snakemake.output[0]), pd.DataFrame(rows))

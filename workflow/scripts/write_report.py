@@ -1,5 +1,6 @@
 """Write the report: one page that stands alone."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import job
@@ -7,21 +8,25 @@ from veil import artifacts
 from veil.report import page
 
 with job.running(snakemake):
-    captions = dict(zip(snakemake.params.figures, snakemake.params.captions, strict=True))
-    sections = [
+    params = snakemake.params
+    frontier, *sections = (
         page.Section(title=title, caption=caption, svg=Path(path))
-        for (title, caption), path in zip(captions.items(), snakemake.input.figures, strict=True)
-    ]
+        for title, caption, path in zip(
+            params.figures, params.captions, snakemake.input.figures, strict=True
+        )
+    )
+    names = [field.name for field in fields(page.Tables)]
     page.write(
         Path(snakemake.output[0]),
-        study=snakemake.params.study,
-        note=snakemake.params.note,
-        cohort=snakemake.params.cohort,
-        public=snakemake.params.public,
-        audits=artifacts.read_table(Path(snakemake.input.audits)),
-        points=artifacts.read_table(Path(snakemake.input.points)),
-        table_1=artifacts.read_table(Path(snakemake.input.table_1)),
-        frontier=artifacts.read_table(Path(snakemake.input.frontier)),
-        tests=list(snakemake.params.tests),
+        study=params.study,
+        note=params.note,
+        cohort=params.cohort,
+        public=params.public,
+        shown=page.Tables(
+            **{name: artifacts.read_table(Path(snakemake.input[name])) for name in names}
+        ),
+        tests=list(params.tests),
+        tolerance=params.tolerance,
+        frontier=frontier,
         sections=sections,
     )

@@ -148,6 +148,14 @@ class Scanner(Model):
     """2-D: brightness of the edges of bone that moved between mask and contrast image."""
 
 
+def expand(path: str) -> str:
+    """A path with its `~` and `${VARIABLES}` filled in; ValueError for one that is not set."""
+    for name in re.findall(r"\$\{?(\w+)\}?", path):
+        if not os.environ.get(name):
+            raise ValueError(f"environment variable {name} is not set")
+    return os.path.expandvars(Path(path).expanduser())
+
+
 class Phantom(Model):
     """A procedural volume: public by construction, a function of its seed alone."""
 
@@ -248,10 +256,7 @@ class BidsCohort(Model):
     @field_validator("path")
     @classmethod
     def _expand(cls, path: str) -> str:
-        for name in re.findall(r"\$\{?(\w+)\}?", path):
-            if not os.environ.get(name):
-                raise ValueError(f"environment variable {name} is not set")
-        return os.path.expandvars(Path(path).expanduser())
+        return expand(path)
 
     def as_bids(self, root: str) -> BidsCohort:
         """How to read the cohort at `root`."""
@@ -512,6 +517,8 @@ class Segmentation(Model):
     stride: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Step between tiles at inference, as a share of the patch; 1 as in the paper,
     smaller values average overlapping tiles."""
+    tolerance: Positive = 1.0
+    """NSD: distance between borders, in mm, that counts as agreement."""
 
     @field_validator("channels")
     @classmethod
@@ -596,6 +603,27 @@ class Audit(Model):
     every row of audit.tsv states."""
 
 
+class Fidelity(Model):
+    """How synthetic pairs are compared with real ones."""
+
+    inception: str | None = None
+    """File with Inception-v3 as TorchScript (`inception-2015-12-05.pt` of StyleGAN), for the FID;
+    without one it is not computed. `${VARIABLES}` are expanded."""
+    inception_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 that the file must have."""
+
+    @field_validator("inception")
+    @classmethod
+    def _expand(cls, path: str | None) -> str | None:
+        return None if path is None else expand(path)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.inception is None) != (self.inception_sha256 is None):
+            raise ValueError("inception and inception_sha256 go together: give both or neither")
+        return self
+
+
 PUBLIC = PhantomGenerator(
     kind="phantom",
     phantom=Phantom(
@@ -654,6 +682,8 @@ class Study(Model):
     """Privacy accounting."""
     audit: Audit = Audit()
     """Attacks on the claims."""
+    fidelity: Fidelity = Fidelity()
+    """How synthetic pairs are compared with real ones."""
     segmentation: Segmentation = Segmentation()
     """U-Nets."""
     points: tuple[Points, ...] = (

@@ -52,6 +52,13 @@ class Generator(ABC):
     def sample(self, pairs: int, seed: int, device: torch.device, threads: int) -> np.ndarray:
         """Labelled pairs, uint8 (pairs, 2, size, size), as in `artifacts.save_pairs`."""
 
+    def recognise(self, pairs: np.ndarray, seed: int, device: torch.device) -> np.ndarray | None:
+        """For an attacker who holds the weights: how well the model knows each of the pairs (n,).
+
+        None for generators that cannot tell.
+        """
+        return None
+
     def rehearse(self, canaries: Canaries) -> Watched:
         """Train on canaries as `fit` trains on patches, watched by an attacker.
 

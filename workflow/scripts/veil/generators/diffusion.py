@@ -41,6 +41,7 @@ SCHEDULE = {
     "prediction_type": "v_prediction",
 }
 ROWS_AT_ONCE = 256  # while sampling
+LOOKED_AT = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # shares of the schedule, to recognise pairs
 
 
 class Diffusion(PrivateGenerator):
@@ -181,6 +182,36 @@ class Diffusion(PrivateGenerator):
                 rows = solver.step(network(rows, times), moment, rows).prev_sample
             parts.append(from_unit(rows.float().cpu().numpy(), label_threshold=0.0))
         return np.concatenate(parts)
+
+    @torch.no_grad()
+    def recognise(self, pairs: np.ndarray, seed: int, device: torch.device) -> np.ndarray:
+        """Minus the velocity's error over a few moments, against that of the public start."""
+        known = -self._misfit(self.network, pairs, seed, device)
+        if self.settings.public:
+            start = copy.deepcopy(self.network)
+            training.unpack(self.given_start(), network=start)
+            known += self._misfit(start, pairs, seed, device)
+        return known
+
+    def _misfit(
+        self, network: nn.Module, pairs: np.ndarray, seed: int, device: torch.device
+    ) -> np.ndarray:
+        """Mean squared error (n,) of the velocity, every pair under the same noise."""
+        scheduler = Denoising(self.settings).scheduler
+        random = torch.Generator().manual_seed(seed)
+        network = network.to(device).eval()
+        total = np.zeros(len(pairs))
+        for share in LOOKED_AT:
+            noise = torch.randn(1, *pairs.shape[1:], generator=random)
+            for at in range(0, len(pairs), ROWS_AT_ONCE):
+                clean = centred(pairs[at : at + ROWS_AT_ONCE])
+                times = torch.full((len(clean),), round(share * TIMES))
+                noises = noise.expand_as(clean)
+                noisy = scheduler.add_noise(clean, noises, times).to(device)
+                aim = scheduler.get_velocity(clean, noises, times).to(device)
+                error = (network(noisy, times.to(device)) - aim).square().mean((1, 2, 3))
+                total[at : at + len(clean)] += error.double().cpu().numpy()
+        return total / len(LOOKED_AT)
 
 
 class Denoiser(nn.Module):

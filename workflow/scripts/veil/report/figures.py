@@ -18,11 +18,18 @@ from veil import artifacts, volumes
 from veil.report import tables
 
 matplotlib.rcParams.update(
-    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "veil"}
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "veil",
+        "pdf.fonttype": 42,
+    }
 )
 COLOURS = (  # Okabe and Ito 2008
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442",
 )  # fmt: skip
+CLOUD = 400  # images of a set in the t-SNE
 SHOWN = (0.5, 0.75, 0.95)  # of the labelled pairs, by labelled area
 ERRORS = ListedColormap(["black", "#d7191c", "#1a9641", "#ffd92f"])
 LEGEND = [
@@ -31,6 +38,11 @@ LEGEND = [
     ("false negative", "#ffd92f"),
 ]
 REFERENCES = ("real", "phantom", "threshold")
+LINES = {
+    "real": "real patients",
+    "phantom": "public phantoms, ε = 0",
+    "threshold": "best threshold",
+}
 
 
 def epsilon_text(point: pd.Series) -> str:
@@ -120,10 +132,12 @@ def _trade(axis: Axes, table: pd.DataFrame, key: str, metric: str) -> None:
         place = np.log10(table[key]).clip(low - gap, high + gap)
     colours = _colours(table.generator)
     for name, mine in table.groupby("generator"):
-        axis.errorbar(
-            place[mine.index], mine[metric], mine[f"{metric}_sd"].fillna(0), fmt="o", ms=5,
-            capsize=3, color=colours[str(name)], label=str(name),
-        )  # fmt: skip
+        for count, (number, row) in enumerate(mine.iterrows()):
+            bars = axis.errorbar(
+                place[number], row[metric], np.nan_to_num(row[f"{metric}_sd"]), fmt="o", ms=5,
+                capsize=3, color=colours[str(name)], label="_" if count else str(name),
+            )  # fmt: skip
+            bars[0].set_gid(f"point-{number}-{key}-{metric}")
     ceiling, floor = table[table.generator == "real"], table[table.guarantee == "public"]
     for mine, style in ((ceiling, "-"), (floor.nlargest(1, "dsc"), "--")):
         if len(mine):
@@ -165,6 +179,93 @@ def figure_7(point: pd.Series, root: Path, cohort: str) -> Figure:
         axis.set_axis_off()
         axis.set_title(title, loc="left")
     _legend(figure)
+    return figure
+
+
+def figure_6(points: pd.DataFrame, similarity: pd.DataFrame) -> Figure:
+    """(A) Distance to test and (B) to training patches, (C) their difference, against epsilon.
+
+    The FID where it was computed, else the Fréchet distance in the study's own feature space.
+    """
+    known = (similarity.metric == "fid") & similarity.value.notna()
+    metric, name = ("fid", "FID") if known.any() else ("frechet", "Fréchet distance")
+    parts = {key: tables.measure(similarity, metric, key) for key in ("test", "train")}
+    apart = parts["test"].merge(parts["train"], on=tables.KEYS, suffixes=("", "_train"))
+    apart["value"] -= apart.pop("value_train")
+    figure = Figure(figsize=(9.5, 8), layout="constrained")
+    labels = [f"{name} to test patches", f"{name} to training patches", "difference"]
+    for axis, values, label, letter in zip(
+        figure.subplots(3, 1), (*parts.values(), apart), labels, "ABC", strict=True
+    ):
+        _measured(axis, points, values, label)
+        axis.set_title(letter, loc="left", fontweight="bold")
+    return figure
+
+
+def figure_8(points: pd.DataFrame, similarity: pd.DataFrame) -> Figure:
+    """Mean structural similarity over all pairs of a point's images, against epsilon."""
+    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
+    axis = figure.subplots()
+    _measured(axis, points, tables.measure(similarity, "ssim", "itself"), "mean SSIM of all pairs")
+    axis.set_ylim(0, 1)
+    return figure
+
+
+def figure_9(sets: dict[str, np.ndarray]) -> Figure:
+    """t-SNE (perplexity 30, on 50 principal components) of images of `sets`, uint8 (n, H, W)."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    rows = np.concatenate([images.reshape(len(images), -1) for images in sets.values()]) / 255
+    reduced = PCA(min(50, len(rows)), random_state=0).fit_transform(rows)
+    places = TSNE(perplexity=min(30, len(rows) / 4), random_state=0).fit_transform(reduced)
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axis, start = figure.subplots(), 0
+    for (name, images), colour in zip(sets.items(), ("#000000", *COLOURS), strict=False):
+        here = places[start : start + len(images)]
+        axis.scatter(*here.T, s=6, color=colour, label=name, alpha=0.6, linewidths=0)
+        start += len(images)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, markerscale=2)
+    return figure
+
+
+def images_of(points: pd.DataFrame, root: Path, test: np.ndarray) -> dict[str, np.ndarray]:
+    """Images of test patients, of the best point without privacy and of the best private one."""
+    best = tables.best_runs(points)
+    free = best[(best.guarantee == "none") & (best.generator != "real")]
+    chosen = {"best without privacy": free.nlargest(1, "validation_dsc")}
+    private = tables.best_private(points)
+    if private is not None:
+        chosen["best private"] = private.to_frame().T
+    sets = {"real (test patients)": test}
+    for name, rows in chosen.items():
+        for _, point in rows.iterrows():
+            pairs = artifacts.open_pairs(folder(root, point) / "synthetic" / "pairs.npy")
+            sets[f"{name}: {point.generator} {point.privacy}"] = pairs
+    return {
+        name: pairs[np.unique(np.linspace(0, len(pairs) - 1, CLOUD).astype(int)), 0]
+        for name, pairs in sets.items()
+    }
+
+
+def closest(point: pd.Series, root: Path) -> Figure:
+    """The synthetic pairs of a point that are most like a training patch, above it."""
+    pairs = artifacts.open_pairs(folder(root, point) / "scores" / "closest.npy")
+    count = len(pairs) // 2
+    figure = Figure(figsize=(1.2 * count, 5.2), layout="constrained")
+    axes = figure.subplots(4, count, squeeze=False)
+    rows = [(0, 0, "synthetic"), (0, 1, "its label"), (1, 0, "training"), (1, 1, "its label")]
+    for line, (kind, channel, name) in zip(axes, rows, strict=True):
+        for axis, pair in zip(line, pairs[kind * count :], strict=False):
+            axis.imshow(
+                pair[channel].T, cmap="gray", vmin=0, vmax=(255, 1)[channel], origin="lower"
+            )
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(name)
+    figure.suptitle(f"{point.generator} {point.privacy}, seed {point.seed}")
     return figure
 
 
@@ -256,22 +357,40 @@ def _best_run(
     _finish(axis, shown, summary, cohort, metric, f"{tables.METRICS[metric]}, best run")
 
 
+def _measured(axis: Axes, points: pd.DataFrame, values: pd.DataFrame, label: str) -> None:
+    """A value of every seed on the privacy axis; real patients and phantoms as lines."""
+    shown = _axis_points(points)
+    colours = _colours(shown.generator)
+    for x, (_, point) in enumerate(shown.iterrows()):
+        keep = (values.generator == point.generator) & (values.privacy == point.privacy)
+        mine = values[keep]["value"].dropna()
+        axis.scatter(np.full(len(mine), x), mine, s=16, color=colours[point.generator])
+    for name, style in (("real", "-"), ("phantom", "--")):
+        mean = values[values.generator == name]["value"].mean()
+        if not np.isnan(mean):
+            axis.axhline(mean, color="0.35", lw=1, ls=style, label=f"{LINES[name]}: {mean:.2g}")
+    _privacy_axis(axis, shown, label)
+
+
 def _finish(
     axis: Axes, shown: pd.DataFrame, summary: pd.DataFrame, cohort: str, metric: str, label: str
 ) -> None:
-    """Reference lines, tick labels and a legend of the generators."""
+    """Reference lines and the axis of one score."""
     for name, style in zip(REFERENCES, ("-", "--", ":"), strict=True):
         keep = (summary.generator == name) & (summary.test_cohort == cohort)
         mean = summary[keep & (summary.metric == metric)]["mean"].mean()
         if not np.isnan(mean):
-            text = {"real": "real patients", "phantom": "public phantoms, ε = 0",
-                    "threshold": "best threshold"}[name]  # fmt: skip
-            axis.axhline(mean, color="0.35", lw=1, ls=style, label=f"{text}: {mean:.2f}")
+            axis.axhline(mean, color="0.35", lw=1, ls=style, label=f"{LINES[name]}: {mean:.2f}")
+    axis.set_ylim(bottom=0, top=1 if metric == "dsc" else None)
+    _privacy_axis(axis, shown, label)
+
+
+def _privacy_axis(axis: Axes, shown: pd.DataFrame, label: str) -> None:
+    """Tick labels, and a legend of the generators."""
     for name, colour in _colours(shown.generator).items():
         axis.scatter([], [], color=colour, label=name)
     axis.set_xticks(range(len(shown)), [epsilon_text(point) for _, point in shown.iterrows()])
     axis.set_xlim(-0.6, max(len(shown), 1) - 0.4)
-    axis.set_ylim(bottom=0, top=1 if metric == "dsc" else None)
     axis.set_ylabel(label)
     axis.set_xlabel("epsilon per patch, from no privacy to more privacy")
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

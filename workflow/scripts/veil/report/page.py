@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from veil import artifacts
 from veil.report import tables
+
+POINT = re.compile(r'<g id="point-(\d+)-[a-z_]+">')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +33,22 @@ class Section:
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg.read_bytes()).decode()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The tables of `gather_scores` that the page shows, by the names of their files."""
+
+    points: pd.DataFrame
+    audits: pd.DataFrame
+    frontier: pd.DataFrame
+    table_1: pd.DataFrame
+    similarity: pd.DataFrame
+    membership: pd.DataFrame
+    memorisation: pd.DataFrame
+
+
 def write(
-    path: Path, *, study: str, note: str, cohort: str, public: bool, points: pd.DataFrame,
-    audits: pd.DataFrame, table_1: pd.DataFrame, frontier: pd.DataFrame, tests: list[str],
-    sections: list[Section],
+    path: Path, *, study: str, note: str, cohort: str, public: bool, shown: Tables,
+    tests: list[str], tolerance: float, frontier: Section, sections: list[Section],
 ) -> None:  # fmt: skip
     """Write the page. `public` says whether the private cohort is a phantom after all."""
     environment = Environment(
@@ -40,15 +56,48 @@ def write(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": number, "epsilon": epsilon}
+    rows = {
+        "points": shown.points,
+        "audits": shown.audits,
+        "frontier": shown.frontier,
+        "rows": shown.table_1,
+        "likeness": tables.similarity_wide(shown.similarity),
+        "attacks": tables.strongest_attacks(shown.membership, shown.memorisation),
+    }
     page = environment.get_template("page.html.j2").render(
         study=study, note=note, cohort=cohort, public=public, tests=tests, sections=sections,
-        points=points.astype(object).to_dict("records"),
-        audits=audits.astype(object).to_dict("records"),
-        frontier=frontier.astype(object).to_dict("records"),
-        rows=table_1.astype(object).to_dict("records"), metrics=("dsc", "bahd_voxel", "bahd_mm"),
-        metric_names=tables.METRICS,
+        tolerance=f"{tolerance:g}",
+        frontier_figure=frontier,
+        has_fid=bool(shown.similarity[shown.similarity.metric == "fid"].value.notna().any()),
+        frontier_svg=Markup(touchable(frontier.svg.read_text(), shown.frontier, cohort)),
+        metrics=("dsc", "cldice", "nsd", "bahd_voxel", "hd95_mm"), metric_names=tables.METRICS,
+        **{name: table.astype(object).to_dict("records") for name, table in rows.items()},
     )  # fmt: skip
     artifacts.write_text(path, page)
+
+
+def touchable(svg: str, frontier: pd.DataFrame, cohort: str) -> str:
+    """The frontier's SVG with what each point is, for the pointer, the keyboard and a finger."""
+
+    def titled(match: re.Match[str]) -> str:
+        text = escape(detail(frontier.iloc[int(match[1])], cohort))
+        return f'{match[0][:-1]} class="point" tabindex="0" role="button"><title>{text}</title>'
+
+    return POINT.sub(titled, svg[svg.index("<svg") :])
+
+
+def detail(row: pd.Series, cohort: str) -> str:
+    """A point of the frontier in a few lines: scores, ledger, and the command to make it again."""
+    place = f"results/{cohort}/{row.generator}/{row.privacy}/seed-0"
+    return "\n".join(
+        [
+            f"{row.generator} {row.privacy}: DSC {number(row.dsc, 3)} ± {number(row.dsc_sd, 3)} "
+            f"({row.seeds} seeds), gain {number(row.gain, 3)} ± {number(row.gain_sd, 3)}",
+            f"ε = {epsilon(row.epsilon_patient)} per patient, {epsilon(row.epsilon)} per patch",
+            f"ledger: {place}/generator/privacy.json",
+            f"again: snakemake --cores all {place}/scores/segmentation.tsv",
+        ]
+    )
 
 
 def number(value: Any, digits: int = 2) -> str:

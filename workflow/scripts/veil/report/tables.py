@@ -18,7 +18,14 @@ KEYS = ["generator", "privacy", "seed"]
 AUDIT = [
     "method", "unit", "claim_of", "claim", "lower_bound", "confidence", "ceiling", "verdict",
 ]  # fmt: skip
-METRICS = {"dsc": "DSC", "bahd_voxel": "bAHD (voxels)", "bahd_mm": "bAHD (mm)"}
+METRICS = {
+    "dsc": "DSC", "cldice": "clDice", "nsd": "NSD", "bahd_voxel": "bAHD (voxels)",
+    "bahd_mm": "bAHD (mm)", "hd95_mm": "HD95 (mm)",
+}  # fmt: skip
+
+
+EXTRA = ("similarity", "membership", "memorisation")
+"""Tables of a point that the study's have the same columns as, beside its scores."""
 
 
 def identify(point: Path) -> dict[str, Any]:
@@ -92,13 +99,48 @@ def scores_table(points: list[Path], threshold: Path) -> pd.DataFrame:
     return table[[*KEYS, "test_cohort", "participant_id", "metric", "value"]]
 
 
-def similarity_of(points: list[Path]) -> pd.DataFrame:
-    """One row a point: the Fréchet distance of its synthetic pairs to test patients' patches."""
-    rows = []
+def table_of(points: list[Path], name: str) -> pd.DataFrame:
+    """The points' tables `scores/<name>.tsv`, one below the other, under their KEYS."""
+    parts = []
     for point in points:
-        table = artifacts.read_table(point / "scores" / "similarity.tsv")
-        rows.append({**identify(point), **table.set_index("metric")["value"].to_dict()})
-    return pd.DataFrame(rows)
+        table = artifacts.read_table(point / "scores" / f"{name}.tsv")
+        table.insert(0, "seed", identify(point)["seed"])
+        table.insert(0, "privacy", identify(point)["privacy"])
+        table.insert(0, "generator", identify(point)["generator"])
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure(
+    similarity: pd.DataFrame, metric: str, reference: str, features: str | None = None
+) -> pd.DataFrame:
+    """One measure of a similarity table as KEYS and `value`."""
+    keep = (similarity.metric == metric) & (similarity.reference == reference)
+    if features:
+        keep &= similarity.features == features
+    return similarity[keep][[*KEYS, "value"]]
+
+
+def similarity_wide(similarity: pd.DataFrame) -> pd.DataFrame:
+    """One row a point and one column a measure, `<metric> <reference>`, for the page."""
+    names = np.where(
+        similarity.features == "wasserstein",
+        similarity.metric + " distance",
+        similarity.metric + " " + similarity.reference,
+    )
+    wide = similarity.assign(name=names).set_index([*KEYS, "name"])["value"]
+    return wide.unstack("name", sort=False).reset_index()
+
+
+def strongest_attacks(membership: pd.DataFrame, memorisation: pd.DataFrame) -> pd.DataFrame:
+    """One row a point: the attack with the highest AUC, and the share of pairs that are no copies.
+
+    The strongest of several attacks is picked after the fact, so its interval is a little narrow.
+    """
+    best = membership.loc[membership.groupby(KEYS, sort=False)["auc"].idxmax()]
+    keep = (memorisation.metric == "authenticity") & (memorisation.features == "pixels")
+    authentic = memorisation[keep].rename(columns={"value": "authenticity"})
+    return best.merge(authentic[[*KEYS, "authenticity"]], on=KEYS)
 
 
 def summary_table(scores: pd.DataFrame) -> pd.DataFrame:
