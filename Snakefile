@@ -26,6 +26,7 @@ include: "workflow/rules/synthesis.smk"
 include: "workflow/rules/segmentation.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/audit.smk"
+include: "workflow/rules/release.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/paths.smk"
 

@@ -126,6 +126,8 @@ def test_one_result_by_path_makes_only_what_it_needs(fresh):
         ("results/second/wgan/none/seed-0/scores/segmentation.tsv", "cohorts.second.splits"),
         ("results/first/wgan/none", "too short"),
         ("results/first/wgan/none/seed-0/scores/segmentaton.tsv", "segmentaton.tsv"),
+        ("results/first/release/wgn/eps-1/seed-0/SHA256SUMS", "did you mean 'wgan'"),
+        ("results/first/release/wgan/eps-1/seed-0/card.md", "card.md"),
         ("results/first/wgan/public/seed-0/start.safetensors", "'wgan' has no public start"),
         ("results/first/diffusion/public/seed-0/weights.safetensors", "weights.safetensors"),
     ],
@@ -184,10 +186,10 @@ def test_the_tiny_study_reaches_its_report(project):
     page = (project / "results/report/index.html").read_text()
     for words in ("Study <strong>tiny</strong>", "Figure 2", "Figure 7", "claimed"):
         assert words in page
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     scores = pd.read_csv(project / "results/report/tables/scores.tsv", sep="\t")
-    # 8 points and the threshold, 3 test patients, 3 metrics.
-    assert len(scores) == 9 * 3 * 3
+    # 8 points and the threshold, 3 test patients, 6 metrics.
+    assert len(scores) == 9 * 3 * 6
     points = pd.read_csv(project / "results/report/tables/points.tsv", sep="\t")
     loops = points.set_index(["generator", "privacy"])
     assert loops.loc[("phantom", "none"), "epsilon"] == 0
@@ -231,6 +233,87 @@ def test_a_point_with_patients_as_the_unit_says_so_all_the_way(project):
     assert set(audited.unit) == {"patient"}
     assert (audited.claim == stated["epsilon_patient"]).all()
     assert "add or remove one patient" in (project / "results/report/index.html").read_text()
+
+
+def test_attacks_have_both_their_controls(project):
+    table = pd.read_csv(project / "results/report/tables/membership.tsv", sep="\t")
+    leaks = table[table.attack == "GAN-Leaks"].set_index(["generator", "privacy"])
+    assert leaks.auc[("real", "none")] > 0.7  # 64 of its 120 patches are the set
+    assert leaks.auc_low[("phantom", "none")] <= 0.5 <= leaks.auc_high[("phantom", "none")]
+    assert leaks.auc_allowed[("phantom", "none")] == 0.5
+    assert leaks.auc_allowed[("wgan", "sigma-2")] < 1
+    weights = table[table.attack.str.startswith("reconstruction")]
+    assert set(weights.generator) == {"diffusion"}
+
+
+def test_fidelity_names_what_was_not_computed(project):
+    table = pd.read_csv(
+        project / "results/report/tables/similarity.tsv", sep="\t", keep_default_na=False
+    )
+    assert set(table[table.metric == "fid"].features) == {"not computed: no weights"}
+    assert set(table[table.metric == "fid"].value) == {"n/a"}
+    assert {"frechet", "precision", "recall", "density", "coverage", "ssim"} <= set(table.metric)
+
+
+def test_figures_come_for_papers_too(project):
+    figures = project / "results/report/figures"
+    names = {path.stem for path in figures.glob("*.svg")}
+    assert {"frontier", "figure-6", "figure-8", "figure-9", "closest"} <= names
+    assert names == {path.stem for path in figures.glob("*.pdf")}
+    fonts = b"".join(path.read_bytes() for path in figures.glob("*.pdf"))
+    assert b"/FontFile2" in fonts
+    assert b"/Type3" not in fonts
+
+
+def test_the_bundle_of_the_tiny_study_is_let_out(project):
+    done = snakemake(project, *TINY, "--", "release")
+    assert done.returncode == 0, done.stdout[-3000:]
+    folder = project / "results/first/release/diffusion/sigma-2/seed-0"
+    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"README.md", "croissant.json", "privacy.json", "SHA256SUMS"} <= held
+    assert len([name for name in held if name.endswith(".png")]) == 2 * 64
+    assert not any(b"sub-0" in (folder / name).read_bytes() for name in held)
+
+
+@pytest.mark.parametrize("point", ["real/none", "wgan/none", "wgan-as-published/sigma-2"])
+def test_what_has_no_valid_guarantee_is_not_let_out(project, point):
+    target = f"results/first/release/{point}/seed-0"
+    done = snakemake(project, *TINY, "--", f"{target}/SHA256SUMS")
+    assert done.returncode != 0
+    assert "allowed for a release" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not list((project / target).glob("*"))
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_works_in_a_browser_and_asks_the_network_nothing(project, tmp_path):
+    page = (project / "results/report/index.html").read_text()
+    acting = """<script>
+      document.querySelector(".point").dispatchEvent(new Event("click"));
+      const heads = [...document.querySelectorAll("#frontier ~ .wide th")].slice(0, 6);
+      heads[5].click(); heads[5].click();
+    </script>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", acting + "</body>"))
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr",
+         f"--log-net-log={tmp_path}/net.json", "--dump-dom", f"file://{tmp_path}/page.html"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert "again: snakemake --cores all results/first/" in done.stdout
+    table = done.stdout[done.stdout.index('id="frontier"') :]
+    rows = re.findall(r"<tr><td>.*?</tr>", table[: table.index("</table>")], re.S)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.S) for row in rows]
+    found = [float(row[5].split("±")[0]) for row in cells]
+    assert found == sorted(found, reverse=True)
+    assert 'aria-sort="descending"' in table
+    asked = re.findall(r'"url":"(https?://[^"]+)"', (tmp_path / "net.json").read_text())
+    assert not asked
 
 
 def test_nothing_is_left_to_be_done(project):

@@ -14,6 +14,7 @@ except settings.ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 POINT = "results/{cohort}/{generator}/{privacy}/seed-{seed}"
+RELEASE = "results/{cohort}/release/{generator}/{privacy}/seed-{seed}"
 DATA = "results/{cohort}/data"
 START = "results/{cohort}/{generator}/public/seed-{seed}"
 CELLS = STUDY.segmentation.grid.cells()
@@ -45,6 +46,7 @@ PRIVACY = rf"none|{NEVER_PRIVATE}(?:{settings.PRIVACY})"
 KNOWN_PATHS = (
     rf"report/.*|(?:{COHORT})/data/(?:{DATA_FILES})"
     rf"|(?:{COHORT})/(?:{STARTED})/public/seed-(?:{settings.SEED})/(?:{START_FILES})"
+    rf"|(?:{COHORT})/release/(?:{GENERATOR})/(?:{PRIVACY})/seed-(?:{settings.SEED})/SHA256SUMS"
     rf"|(?:{COHORT})/(?:{GENERATOR})/(?:{PRIVACY})/seed-(?:{settings.SEED})/(?:{POINT_FILES})"
 )
 GRAMMAR = f"""the grammar of a result's path:
@@ -59,6 +61,7 @@ GRAMMAR = f"""the grammar of a result's path:
     file       manifest.tsv | qc.tsv | qc.png | patches.npy | test_patches.npy | threshold.tsv
   results/<cohort>/<generator>/public/seed-<n>/start.safetensors
     generator  {", ".join(filter(STUDY.starts, STUDY.generators)) or "none of this study"}
+  results/<cohort>/release/<generator>/<privacy>/seed-<n>/SHA256SUMS
   results/report/index.html"""
 
 
@@ -74,6 +77,8 @@ def problem_of(parts):
     """What is wrong with the parts of a path below results/, or None."""
     if parts[1:2] == ["data"] and parts[0] in STUDY.cohorts:
         return unknown_file("/".join(parts[2:]), DATA_FILES)
+    if parts[1:2] == ["release"] and parts[5:] == ("SHA256SUMS",):
+        return problem_of((parts[0], *parts[2:5], "generator/privacy.json"))
     if len(parts) < 5:
         return "the path is too short"
     start = parts[2] == "public"
@@ -184,6 +189,49 @@ def points():
 def private_points():
     """Those of them that claim a guarantee, and so are audited."""
     return [point for point in points() if Path(point).parent.name != "none"]
+
+
+def names_of_other_releases(wildcards):
+    """The points that the configuration releases on the same cohort besides this one."""
+    mine = f"{wildcards.generator}/{wildcards.privacy}/seed-{wildcards.seed}"
+    named = STUDY.release.points if wildcards.cohort == STUDY.cohort else ()
+    return [point for point in named if point != mine]
+
+
+def other_releases(wildcards):
+    """Their privacy statements, to be added up."""
+    return [
+        f"results/{wildcards.cohort}/{point}/generator/privacy.json"
+        for point in names_of_other_releases(wildcards)
+    ]
+
+
+def releases(wildcards):
+    """The bundles that the configuration names."""
+    if not STUDY.release.points:
+        raise WorkflowError(
+            "release.points is empty; allowed: points as generator/privacy/seed-n, "
+            "as diffusion/eps-10/seed-0"
+        )
+    return [
+        f"results/{STUDY.cohort}/release/{point}/SHA256SUMS"
+        for point in STUDY.release.points
+    ]
+
+
+def audit_of_point(wildcards):
+    """The attack on a point's mechanism, for points that have one."""
+    return [f"{POINT}/scores/audit.tsv"] if wildcards.privacy != "none" else []
+
+
+def is_phantom(wildcards):
+    """Whether a cohort's patients are phantoms, and nobody's."""
+    return STUDY.cohorts[wildcards.cohort].kind == "phantom"
+
+
+def test_roots(wildcards):
+    """Roots of the test cohorts, as JSON."""
+    return json.dumps([cohort_root(only(c)) for c in tests_of(wildcards.cohort)])
 
 
 def import_table(wildcards):

@@ -624,6 +624,29 @@ class Fidelity(Model):
         return self
 
 
+class Release(Model):
+    """What leaves the building, and what its card says."""
+
+    points: tuple[
+        Annotated[str, Field(pattern=rf"^{NAME}/(?:{PRIVACY})/seed-(?:{SEED})$")], ...
+    ] = ()
+    """Points that `snakemake release` bundles, as in paths: `diffusion/eps-10/seed-0`."""
+    title: str = "Synthetic image-label pairs"
+    """Title of the card."""
+    description: str = "Labelled image patches, made by a generator that was trained under privacy."
+    """A sentence or two on what is shown: anatomy, modality, label."""
+    organ: str = ""
+    """For lists of models."""
+    modality: str = ""
+    """For lists of models."""
+    creator: str = ""
+    """Who answers for the release."""
+    url: str | None = None
+    """Where it is to be found."""
+    licence: str = "CC-BY-4.0"
+    """Its SPDX identifier."""
+
+
 PUBLIC = PhantomGenerator(
     kind="phantom",
     phantom=Phantom(
@@ -686,6 +709,8 @@ class Study(Model):
     """How synthetic pairs are compared with real ones."""
     segmentation: Segmentation = Segmentation()
     """U-Nets."""
+    release: Release = Release(points=("diffusion/eps-10/seed-0",))
+    """Bundles to publish."""
     points: tuple[Points, ...] = (
         Points(generator="real"),
         Points(generator="phantom"),
@@ -777,6 +802,8 @@ class Study(Model):
             for level in points.privacy:
                 self.check_point(self.cohort, points.generator, level)
             self._check_size(points.generator)
+        for place in self.release.points:
+            self.check_point(self.cohort, *place.split("/")[:2])
         return self
 
     def _check_size(self, generator: str) -> None:
