@@ -126,6 +126,7 @@ def test_one_result_by_path_makes_only_what_it_needs(fresh):
         ("results/second/wgan/none/seed-0/scores/segmentation.tsv", "cohorts.second.splits"),
         ("results/first/wgan/none", "too short"),
         ("results/first/wgan/none/seed-0/scores/segmentaton.tsv", "segmentaton.tsv"),
+        ("results/first/data/patchs.npy", "no rule makes 'patchs.npy'"),
         ("results/first/release/wgn/eps-1/seed-0/SHA256SUMS", "did you mean 'wgan'"),
         ("results/first/release/wgan/eps-1/seed-0/card.md", "card.md"),
         ("results/first/wgan/public/seed-0/start.safetensors", "'wgan' has no public start"),

@@ -77,8 +77,8 @@ def problem_of(parts):
     """What is wrong with the parts of a path below results/, or None."""
     if parts[1:2] == ["data"] and parts[0] in STUDY.cohorts:
         return unknown_file("/".join(parts[2:]), DATA_FILES)
-    if parts[1:2] == ["release"] and parts[5:] == ("SHA256SUMS",):
-        return problem_of((parts[0], *parts[2:5], "generator/privacy.json"))
+    if parts[1:2] == ["release"] and parts[5:] == ["SHA256SUMS"]:
+        return problem_of([parts[0], *parts[2:5], "generator/privacy.json"])
     if len(parts) < 5:
         return "the path is too short"
     start = parts[2] == "public"
@@ -100,7 +100,7 @@ def unknown_file(name, pattern):
 
 def refuse(wildcards):
     """Raise, saying what is wrong with the path and what the grammar is."""
-    problem = problem_of(Path(wildcards.malformed).parts)
+    problem = problem_of(list(Path(wildcards.malformed).parts))
     raise WorkflowError(f"results/{wildcards.malformed}: {problem}; {GRAMMAR}")
 
 
