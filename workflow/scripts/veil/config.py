@@ -339,7 +339,7 @@ class WganGenerator(Model):
     """RMSprop, both networks; the paper: 5e-5, which learns nothing in CPU minutes."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Expected private batch, the public divisor, and the number of fakes."""
-    generator_updates: Annotated[int, Field(ge=1)] = 400
+    generator_updates: Annotated[int, Field(ge=1)] = 260
     """Generator updates; the paper: 50 epochs of 1,281."""
     critic_updates: Annotated[int, Field(ge=1, le=100)] = 5
     """Critic updates for each generator update."""
