@@ -15,6 +15,7 @@ FLOORS = {
     "artifacts": 1, "volumes": 1, "patches": 1, "cohorts": 1,
     "privacy": 2, "evaluation": 2, "training": 3,
     "generators": 4, "segmentation": 4, "report": 5, "planning": 5,
+    "release": 5,
 }  # fmt: skip
 
 

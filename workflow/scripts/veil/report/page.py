@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from veil import artifacts
 from veil.report import tables
 
-POINT = re.compile(r'<g id="point-(\d+)-[a-z_]+">')
+POINT = re.compile(r'<g id="point-(\d+)-[a-z_-]+">')
 
 
 @dataclass(frozen=True, kw_only=True)
