@@ -219,7 +219,7 @@ def figure_9(sets: dict[str, np.ndarray]) -> Figure:
     rows = np.concatenate([images.reshape(len(images), -1) for images in sets.values()]) / 255
     reduced = PCA(min(50, len(rows)), random_state=0).fit_transform(rows)
     places = TSNE(perplexity=min(30, len(rows) / 4), random_state=0).fit_transform(reduced)
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
     axis, start = figure.subplots(), 0
     for (name, images), colour in zip(sets.items(), ("#000000", *COLOURS), strict=False):
         here = places[start : start + len(images)]
@@ -227,7 +227,7 @@ def figure_9(sets: dict[str, np.ndarray]) -> Figure:
         start += len(images)
     axis.set_xticks([])
     axis.set_yticks([])
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, markerscale=2)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, markerscale=2, fontsize=8)
     return figure
 
 
