@@ -102,6 +102,12 @@ def test_releases_on_the_same_patients_add_up(rng):
     assert "at most\nε = 80 per patient" in bundle.card(both)
 
 
+def test_no_finite_epsilon_is_infinite_and_not_nothing(rng):
+    made = example(rng, {**PRIVATE, "epsilon_patient": None})
+    assert made.together[0] == float("inf")
+    assert "| ε per patient | inf |" in bundle.card(made)
+
+
 def test_a_public_release_says_so(rng):
     text = bundle.card(example(rng, ledger.public()))
     assert "**ε = 0.**" in text

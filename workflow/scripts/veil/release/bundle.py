@@ -81,9 +81,14 @@ class Bundle:
         """Epsilon per patient and delta of all releases: their sums (Dwork and Roth, thm. 3.16)."""
         every = [self.statement, *self.others.values()]
         return (
-            sum(one["epsilon_patient"] or 0.0 for one in every),
+            sum(bound(one["epsilon_patient"]) for one in every),
             sum(one.get("delta", 0.0) for one in every),
         )
+
+
+def bound(epsilon: float | None) -> float:
+    """An epsilon of a statement, which says None where there is no finite one."""
+    return float("inf") if epsilon is None else epsilon
 
 
 def check(statement: Mapping[str, Any], noise: str, public: bool, name: str) -> None:
@@ -167,7 +172,11 @@ def card(bundle: Bundle) -> str:
     size = next((text for most, text in SIZES.items() if count < most), "n>1M")
     epsilon, delta = bundle.together
     return environment.get_template("card.md.j2").render(
-        bundle=bundle, about=bundle.about, statement=bundle.statement, count=count, width=width,
+        bundle=bundle, about=bundle.about, count=count,
+        statement={
+            **bundle.statement,
+            **{name: bound(bundle.statement[name]) for name in ("epsilon", "epsilon_patient")},
+        }, width=width,
         height=height, size=size, names=tables.METRICS, epsilon=epsilon, delta=delta,
         audits=bundle.audits.to_dict("records"), scores=bundle.scores.to_dict("records"),
     )  # fmt: skip
