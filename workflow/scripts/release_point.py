@@ -14,6 +14,7 @@ from veil.report import tables
 with job.running(snakemake):
     inputs, params = snakemake.input, snakemake.params
     statement = artifacts.read_sealed(Path(inputs.privacy))
+    artifacts.check_stated(Path(inputs.weights), Path(inputs.privacy))
     bundle.check(statement, params.noise, params.public, str(Path(inputs.privacy).parents[1]))
     audits = [tables.audits_table([Path(path)]) for path in inputs.audit]
     point = Path(inputs.scores).parents[1]

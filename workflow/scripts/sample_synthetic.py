@@ -10,12 +10,7 @@ with job.running(snakemake):
     patches = Path(snakemake.input.patches[0]) if snakemake.input.patches else None
     generator = generators.build(Task.model_validate_json(snakemake.params.task), patches)
     weights = Path(snakemake.input.weights)
-    stated = artifacts.read_sealed(Path(snakemake.input.privacy))["weights_sha256"]
-    if artifacts.file_hash(weights) != stated:
-        raise artifacts.ArtifactError(
-            f"{weights}: {snakemake.input.privacy} states the privacy of other weights "
-            f"(weights_sha256: {stated}); allowed are the weights it was written with"
-        )
+    artifacts.check_stated(weights, Path(snakemake.input.privacy))
     generator.load(artifacts.load_tensors(weights)[0])
     pairs = generator.sample(
         snakemake.params.pairs,

@@ -151,6 +151,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(header["meta"])
 
 
+def check_stated(weights: Path, privacy: Path) -> None:
+    """Raise ArtifactError unless `privacy` is the statement that was written with `weights`."""
+    stated = read_sealed(privacy)["weights_sha256"]
+    if file_hash(weights) != stated:
+        raise ArtifactError(
+            f"{weights}: {privacy} states the privacy of other weights "
+            f"(weights_sha256: {stated}); allowed are the weights it was written with"
+        )
+
+
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     import torch
 
