@@ -29,7 +29,6 @@ rule release_point:
         others=names_of_other_releases,
         about=STUDY.release.model_dump_json(exclude={"points"}),
         task=generator_task,
-        noise=STUDY.privacy.noise,
         public=is_phantom,
         roots=test_roots,
         code=code_hash("release_point.py", files=("veil/release/card.md.j2",)),

@@ -15,13 +15,13 @@ with job.running(snakemake):
     inputs, params = snakemake.input, snakemake.params
     statement = artifacts.read_sealed(Path(inputs.privacy))
     artifacts.check_stated(Path(inputs.weights), Path(inputs.privacy))
-    bundle.check(statement, params.noise, params.public, str(Path(inputs.privacy).parents[1]))
+    bundle.check(statement, params.public, str(Path(inputs.privacy).parents[1]))
     audits = [tables.audits_table([Path(path)]) for path in inputs.audit]
     point = Path(inputs.scores).parents[1]
     scores = artifacts.read_table(Path(inputs.scores)).assign(**tables.identify(point))
     tokens = identifiers.of_machine()
-    for root, manifest in zip(json.loads(params.roots), inputs.manifests, strict=True):
-        tokens |= identifiers.of_cohort(Path(root), Path(manifest), params.public)
+    for (root, phantom), manifest in zip(json.loads(params.roots), inputs.manifests, strict=True):
+        tokens |= identifiers.of_cohort(Path(root), Path(manifest), phantom)
     bundle.write(
         Path(snakemake.output[0]).parent,
         bundle.Bundle(

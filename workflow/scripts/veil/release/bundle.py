@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from veil import artifacts, config
+from veil.privacy import randomness
 from veil.release import scan
 from veil.report import tables
 
@@ -91,10 +92,10 @@ def bound(epsilon: float | None) -> float:
     return float("inf") if epsilon is None else epsilon
 
 
-def check(statement: Mapping[str, Any], noise: str, public: bool, name: str) -> None:
+def check(statement: Mapping[str, Any], public: bool, name: str) -> None:
     """Raise ReleaseError unless a point with this privacy statement may leave.
 
-    `noise` is the study's `privacy.noise`, `public` whether its patients are phantoms.
+    `public` says whether its patients are phantoms.
     """
     guarantee, loop = statement["guarantee"], statement.get("loop")
     if guarantee not in ("public", "differential privacy") or loop == "as-published":
@@ -103,10 +104,12 @@ def check(statement: Mapping[str, Any], noise: str, public: bool, name: str) -> 
             f"{name}: guarantee is {what!r}; allowed for a release: a generator of public "
             "phantoms, or differential privacy by a valid loop"
         )
-    if guarantee != "public" and noise != "secure" and not public:
+    secure = statement.get("noise") == randomness.description("secure")
+    if guarantee != "public" and not secure and not public:
         raise ReleaseError(
-            f"{name}: privacy.noise is {noise!r}; allowed for a release: 'secure'. Whoever guesses "
-            "the seed of seeded noise can take it off; train anew with privacy: {noise: secure}"
+            f"{name}: the noise is {statement.get('noise')!r}; allowed for a release: that of "
+            "privacy: {noise: secure}. Whoever guesses the seed of seeded noise can take it off; "
+            "train anew"
         )
 
 
