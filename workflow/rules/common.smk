@@ -230,8 +230,9 @@ def is_phantom(wildcards):
 
 
 def test_roots(wildcards):
-    """Roots of the test cohorts, as JSON."""
-    return json.dumps([cohort_root(only(c)) for c in tests_of(wildcards.cohort)])
+    """Roots of the test cohorts, each with whether it is one of phantoms, as JSON."""
+    cohorts = map(only, tests_of(wildcards.cohort))
+    return json.dumps([(cohort_root(c), is_phantom(c)) for c in cohorts])
 
 
 def import_table(wildcards):
@@ -329,6 +330,17 @@ def figure_titles():
         titles["figure-7"] = "What does the best private model get right?"
         titles["closest"] = "Which synthetic pairs are most like a patient's?"
     return titles
+
+
+def command():
+    """The command that makes a result of this study, but for the result's path."""
+    here = Path.cwd()
+    files = [
+        path.relative_to(here) if path.is_relative_to(here) else path
+        for path in map(Path, workflow.overwrite_configfiles)
+    ]
+    laid_over = f" --configfile {' '.join(map(str, files))} --" if files else ""
+    return f"snakemake --cores all{laid_over}"
 
 
 def caption(figure):

@@ -113,6 +113,7 @@ rule write_report:
         tolerance=STUDY.segmentation.tolerance,
         figures=list(FIGURES.values()),
         captions=caption_texts(),
+        command=command(),
         code=code_hash("write_report.py", files=("veil/report/page.html.j2",)),
     script:
         "../scripts/write_report.py"

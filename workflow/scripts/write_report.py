@@ -29,4 +29,5 @@ with job.running(snakemake):
         tolerance=params.tolerance,
         frontier=frontier,
         sections=sections,
+        command=params.command,
     )

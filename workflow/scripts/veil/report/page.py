@@ -48,9 +48,13 @@ class Tables:
 
 def write(
     path: Path, *, study: str, note: str, cohort: str, public: bool, shown: Tables,
-    tests: list[str], tolerance: float, frontier: Section, sections: list[Section],
+    tests: list[str], tolerance: float, frontier: Section, sections: list[Section], command: str,
 ) -> None:  # fmt: skip
-    """Write the page. `public` says whether the private cohort is a phantom after all."""
+    """Write the page.
+
+    `public` says whether the private cohort is a phantom after all; `command` makes a result of the
+    study if its path is put behind it.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -69,24 +73,24 @@ def write(
         tolerance=f"{tolerance:g}",
         frontier_figure=frontier,
         has_fid=bool(shown.similarity[shown.similarity.metric == "fid"].value.notna().any()),
-        frontier_svg=Markup(touchable(frontier.svg.read_text(), shown.frontier, cohort)),
+        frontier_svg=Markup(touchable(frontier.svg.read_text(), shown.frontier, cohort, command)),
         metrics=("dsc", "cldice", "nsd", "bahd_voxel", "hd95_mm"), metric_names=tables.METRICS,
         **{name: table.astype(object).to_dict("records") for name, table in rows.items()},
     )  # fmt: skip
     artifacts.write_text(path, page)
 
 
-def touchable(svg: str, frontier: pd.DataFrame, cohort: str) -> str:
+def touchable(svg: str, frontier: pd.DataFrame, cohort: str, command: str) -> str:
     """The frontier's SVG with what each point is, for the pointer, the keyboard and a finger."""
 
     def titled(match: re.Match[str]) -> str:
-        text = escape(detail(frontier.iloc[int(match[1])], cohort))
+        text = escape(detail(frontier.iloc[int(match[1])], cohort, command))
         return f'{match[0][:-1]} class="point" tabindex="0" role="button"><title>{text}</title>'
 
     return POINT.sub(titled, svg[svg.index("<svg") :])
 
 
-def detail(row: pd.Series, cohort: str) -> str:
+def detail(row: pd.Series, cohort: str, command: str) -> str:
     """A point of the frontier in a few lines: scores, ledger, and the command to make it again."""
     place = f"results/{cohort}/{row.generator}/{row.privacy}/seed-0"
     return "\n".join(
@@ -95,7 +99,7 @@ def detail(row: pd.Series, cohort: str) -> str:
             f"({row.seeds} seeds), gain {number(row.gain, 3)} ± {number(row.gain_sd, 3)}",
             f"ε = {epsilon(row.epsilon_patient)} per patient, {epsilon(row.epsilon)} per patch",
             f"ledger: {place}/generator/privacy.json",
-            f"again: snakemake --cores all {place}/scores/segmentation.tsv",
+            f"again: {command} {place}/scores/segmentation.tsv",
         ]
     )
 
