@@ -1,6 +1,7 @@
 # make demo   the default study, from nothing to results/report/index.html
 # make test   the tests, from nothing
-# Both make the environment (.venv) first, and resume where they stopped.
+# make watch  where a running study is: jobs, steps, epsilon so far, losses, time left
+# The first two make the environment (.venv) first, and resume where they stopped.
 
 PYTHON ?= python3
 CORES ?= $(shell nproc)
@@ -8,7 +9,7 @@ BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 LIBRARY := workflow/scripts
 
-.PHONY: demo test env check format config lock
+.PHONY: demo test watch env check format config lock
 
 demo: env
 	@start=$$(date +%s); $(SNAKEMAKE) --quiet rules && \
@@ -16,6 +17,9 @@ demo: env
 
 test: check
 	$(BIN)/pytest
+
+watch: env
+	@$(BIN)/python workflow/scripts/watch_study.py
 
 env: .venv/ready
 

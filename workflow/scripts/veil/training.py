@@ -10,12 +10,15 @@ repeats no charged step: what happened after the last checkpoint is discarded wi
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +30,8 @@ from tqdm import tqdm
 from veil import artifacts
 
 log = logging.getLogger("veil")
-HISTORY = "history.jsonl"
+HISTORY, PROGRESS = "history.jsonl", "progress.json"
+SECONDS_BETWEEN_LINES = 30
 
 
 class Trainee(Protocol):
@@ -59,19 +63,23 @@ class Loop:
 
     def run(self, trainee: Trainee) -> None:
         """Run the trainee to the last step, resuming where a checkpoint stands."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder / "lock"):
+            self._run(trainee)
+
+    def _run(self, trainee: Trainee) -> None:
         start = self._resume(trainee)
         every = max(self.steps // self.records, 1)
-        saved = logged = time.monotonic()
+        began = saved = logged = time.monotonic()
         bar = tqdm(total=self.steps, initial=start, desc=self.name, disable=None, mininterval=1)
         for step in range(start + 1, self.steps + 1):
             values = trainee.step()
             bar.update()
             if step % every == 0 or step == self.steps:
                 self._record({"step": step, **values})
-            if time.monotonic() - logged > 30:
+            if time.monotonic() - logged > SECONDS_BETWEEN_LINES:
                 logged = time.monotonic()
-                shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-                log.info("%s: step %d of %d  %s", self.name, step, self.steps, shown)
+                self._tell(step, values, (logged - began) / (step - start))
             if time.monotonic() - saved > self.seconds_between_saves or step == self.steps:
                 self._save(trainee, step)
                 saved = time.monotonic()
@@ -86,12 +94,22 @@ class Loop:
         """One JSON object a line: the step and what the trainee reported."""
         return self.folder / HISTORY
 
+    def _tell(self, step: int, values: Mapping[str, float], pace: float) -> None:
+        """Say where the run is: a line in the log, and `progress.json` for whoever watches."""
+        left = pace * (self.steps - step)
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        log.info(
+            "%s: step %d of %d, %s left  %s", self.name, step, self.steps, duration(left), shown
+        )
+        told = {"name": self.name, "step": step, "steps": self.steps, "seconds_left": left}
+        told |= {"values": {key: value for key, value in values.items() if math.isfinite(value)}}
+        artifacts.write_json(self.folder / PROGRESS, {**told, "identity": dict(self.identity)})
+
     def _save(self, trainee: Trainee, step: int) -> None:
         meta = {"step": step, "identity": dict(self.identity)}
         artifacts.save_tensors(self._checkpoint, trainee.state(), meta)
 
     def _resume(self, trainee: Trainee) -> int:
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not self._checkpoint.exists():
             self.history.unlink(missing_ok=True)
             return 0
@@ -128,6 +146,34 @@ class Loop:
             except ValueError:
                 continue
         artifacts.write_text(self.history, "".join(kept))
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock file, or raise ArtifactError if another process does.
+
+    A driver that is killed leaves its jobs running: a second run beside one of them would write
+    the same checkpoint. The system lets go of the lock when its holder dies, however it dies.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise artifacts.ArtifactError(
+                f"{path}: held by another process, which trains the same; allowed is one: wait "
+                f"for it, or end it (`fuser {path}` names it)"
+            ) from None
+        except OSError as error:
+            log.warning("%s: no locks on this file system (%s): unguarded", path, error.strerror)
+        yield
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes or seconds, as a person says them."""
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

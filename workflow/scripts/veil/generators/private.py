@@ -10,6 +10,7 @@ data.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import replace
 from functools import cached_property
@@ -75,10 +76,20 @@ class PrivateGenerator(Generator):
     @property
     def ledger(self) -> Ledger:
         """Every private access of the run."""
+        return self._ledger(self.charge)
+
+    def epsilons_after(self, steps: int) -> tuple[float, float]:
+        """(patch epsilon, patient epsilon) of the first `steps` steps on private data."""
+        if self.task.level.kind == "none" or not steps:
+            loss = math.inf if steps else 0.0
+            return loss, loss
+        return self._ledger(replace(self.charge, draws=steps * self.draws_a_step)).epsilons()
+
+    def _ledger(self, charge: accounting.Charge) -> Ledger:
         task = self.task
         event = Event(
             access=self.access,
-            charge=self.charge,
+            charge=charge,
             clip_norm=self.clip_norm,
             planned_draws=self.planned.draws,
         )
