@@ -28,6 +28,7 @@ include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/audit.smk"
 include: "workflow/rules/release.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/verify.smk"
 include: "workflow/rules/paths.smk"
 
 

@@ -6,49 +6,17 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from projects import SNAKEMAKE, TINY, copy_project, edit, rules_of, snakemake
 
 from veil import artifacts
 
-SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
-PARTS = ("Snakefile", "config", "profiles", "workflow", "tests/fixtures")
-TINY = ("--configfile", "tests/fixtures/tiny.yaml")
 POINT = "results/first/wgan/sigma-2/seed-0"
-
-
-def copy_project(place: Path) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, place / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, place / part)
-    return place
-
-
-def snakemake(folder: Path, *arguments: str, env: dict[str, str] | None = None):
-    return subprocess.run(
-        [SNAKEMAKE, "--cores", "2", *arguments], cwd=folder, text=True, timeout=900, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})},
-    )  # fmt: skip
-
-
-def rules_of(output: str) -> dict[str, int]:
-    """Rule counts from the job table of a dry run."""
-    table = re.search(r"^job +count\n[- ]+\n(.*?)\n\n", output, re.S | re.M)
-    if table is None:
-        return {}
-    counts = {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()}
-    counts.pop("total", None)
-    return counts
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +62,9 @@ def test_real_angiograms_dry_run(fresh, real_data):
         "config/studies/dias.yaml",
         env={"VEIL_REAL_DATA": str(real_data)},
     )
-    assert rules_of(done.stdout)["train_generator"] == 3, done.stdout[-2000:]
+    counts = rules_of(done.stdout)
+    assert counts["train_generator"] == 4, done.stdout[-2000:]
+    assert counts["train_start"] == 1
 
 
 def test_an_unset_variable_is_named(fresh):
@@ -342,12 +312,6 @@ def test_results_do_not_depend_on_the_order_of_jobs(project, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     for name in ("generator/weights.safetensors", "synthetic/pairs.npy", "scores/segmentation.tsv"):
         assert (place / POINT / name).read_bytes() == (project / POINT / name).read_bytes(), name
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 def test_a_fresh_clone_over_finished_results_has_nothing_to_do(project, tmp_path):

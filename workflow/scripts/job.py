@@ -10,13 +10,20 @@ from veil import artifacts
 from veil.cohorts.bids import CohortError
 from veil.volumes import VolumeError
 
-EXPECTED = (CohortError, VolumeError, artifacts.ArtifactError)
+# An OSError is a full disk, a read-only folder, a file that went away: it says so itself.
+EXPECTED = (CohortError, VolumeError, artifacts.ArtifactError, OSError)
+OWN_SUMS = (
+    "SHA256SUMS"  # a bundle's, which is its own list of checksums: no seal goes into a bundle
+)
 log = logging.getLogger("veil")
 
 
 @contextmanager
 def running(snakemake) -> Iterator[None]:  # type: ignore[no-untyped-def]
-    """Log to the rule's log file and to the terminal; say what is wrong in plain words."""
+    """Log to the rule's log file and to the terminal; say what is wrong in plain words.
+
+    Inputs are verified before the work, and outputs sealed after it.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if snakemake.log:
         Path(snakemake.log[0]).parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +32,12 @@ def running(snakemake) -> Iterator[None]:  # type: ignore[no-untyped-def]
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(snakemake.threads)
     try:
+        for path in map(Path, snakemake.input):
+            artifacts.check_seal(path)
         yield
+        for path in map(Path, snakemake.output):
+            if path.name != OWN_SUMS:
+                artifacts.seal(path)
     except EXPECTED as error:
         log.error("%s: %s", snakemake.rule, error)
         sys.exit(1)

@@ -1,8 +1,9 @@
 """How arrays, tables, models and records are written and verified (floor 1).
 
 Every file appears whole or not at all: it is written under a temporary name in its own
-folder, flushed to the disk, then renamed. Tensors carry a SHA-256 over names, shapes, types,
-bytes and metadata, verified on reading; nothing is ever unpickled.
+folder, flushed to the disk, then renamed. What a job leaves is sealed (`.<name>.sha256` beside
+it) and verified by the jobs that read it. Tensors carry a SHA-256 over names, shapes, types, bytes
+and metadata as well, verified on reading; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SEAL = ".sha256"
 
 
 class ArtifactError(ValueError):
@@ -176,3 +180,44 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Write down what a finished file or folder holds, beside it."""
+    write_text(_seal_of(path), _content_hash(path) + "\n")
+
+
+def check_seal(path: Path) -> None:
+    """Raise ArtifactError unless a file or folder is what was sealed; what has no seal passes."""
+    try:
+        sealed = _seal_of(path).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return
+    if _content_hash(path) != sealed:
+        raise ArtifactError(
+            f"{path}: its SHA-256 is not {sealed[:16]}... of {_seal_of(path).name}: damaged or "
+            "edited since its job ended. Allowed is what the job left: restore it, or delete it to "
+            "have it made again"
+        )
+
+
+def sealed_below(folder: Path) -> list[Path]:
+    """Every file and folder below this one that was sealed and is there."""
+    seals = folder.rglob(_seal_of(Path("*")).name)
+    sealed = (path.with_name(path.name[1 : -len(SEAL)]) for path in seals)
+    return sorted(path for path in sealed if path.exists())
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}{SEAL}")
+
+
+def _content_hash(path: Path) -> str:
+    if path.is_file():
+        return file_hash(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        # Hidden files are the workflow engine's, which marks a folder after its job.
+        if file.is_file() and not file.name.startswith("."):
+            digest.update(f"{file.relative_to(path)}\0{file_hash(file)}\n".encode())
+    return digest.hexdigest()

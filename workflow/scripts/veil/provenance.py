@@ -17,6 +17,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent.parent
 
 
+@lru_cache
 def code_hash(script: str, *modules: str, files: tuple[str, ...] = ()) -> str:
     """Hash of a script's code and of everything in `veil` that it and `modules` import.
 
