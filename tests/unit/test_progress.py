@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -57,7 +58,7 @@ def test_epsilon_grows_with_the_steps_up_to_what_is_stated(running):
     _, _, generator = running
     spent = [generator.epsilons_after(step) for step in (0, 1, 3, 6)]
     assert spent[0] == (0.0, 0.0)
-    assert all(a < b for a, b in zip(spent, spent[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(spent))
     assert spent[-1] == generator.ledger.epsilons()
     assert generators.build(task("none")).epsilons_after(1) == (math.inf, math.inf)
 
