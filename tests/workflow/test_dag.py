@@ -223,7 +223,9 @@ def test_fidelity_names_what_was_not_computed(project):
     )
     assert set(table[table.metric == "fid"].features) == {"not computed: no weights"}
     assert set(table[table.metric == "fid"].value) == {"n/a"}
-    assert {"frechet", "precision", "recall", "density", "coverage", "ssim"} <= set(table.metric)
+    assert {"frechet", "frd", "precision", "recall", "density", "coverage", "ssim"} <= set(
+        table.metric
+    )
 
 
 def test_figures_come_for_papers_too(project):

@@ -6,9 +6,9 @@ import pandas as pd
 
 import job
 from veil import artifacts
-from veil.evaluation import diversity, shapes, similarity
+from veil.evaluation import diversity, radiomics, shapes, similarity
 
-IMAGES = 1000  # of which all pairs are compared, as in the paper; and as many labels
+IMAGES = 1000  # of which all pairs are compared, as in the paper; as many labels and radiomics
 
 with job.running(snakemake):
     inputs, weights = snakemake.input, snakemake.params.inception
@@ -31,8 +31,13 @@ with job.running(snakemake):
     rows += [(name, similarity.FEATURES, "test", value) for name, value in scores.items()]
     few = {
         name: pairs[similarity.evenly(len(pairs), IMAGES)]
-        for name, pairs in {"synthetic": synthetic, "test": real["test"]}.items()
+        for name, pairs in {"synthetic": synthetic, **real}.items()
     }
+    measured = radiomics.features(few["synthetic"][:, 0])
+    for name in real:
+        theirs = radiomics.features(few[name][:, 0])
+        distance = radiomics.distance(measured, theirs)
+        rows.append(("frd", radiomics.space(theirs), name, distance))
     rows.append(("ssim", "pixels", "itself", diversity.mean_ssim(few["synthetic"][:, 0])))
     mine, theirs = (shapes.geometry(few[name][:, 1]) for name in ("synthetic", "test"))
     rows += [(name, "mean", "itself", float(value)) for name, value in mine.mean().items()]
