@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
+from veil.cohorts.bids import CohortError
 from veil.config import Patches
 from veil.provenance import derive_seed
 from veil.volumes import Volume
@@ -91,6 +92,9 @@ def cut_all(
         image, label, region = read()
         rng = np.random.default_rng(derive_seed(seed, name))
         centres, is_vessel = choose_centres(label, region, settings, rng)
+        if not len(centres):
+            what = f"{' x '.join(map(str, label.shape))} voxels hold no patch of {settings.size}"
+            raise CohortError([f"{name}: {what}; allowed: a region that patches.size fits into"])
         return cut(image.data, label, centres, settings.size), table_of(name, centres, is_vessel)
 
     with ThreadPoolExecutor(threads) as pool:  # decompressing and sorting release the GIL

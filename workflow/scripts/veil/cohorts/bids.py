@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,17 +109,44 @@ def find(root: Path, cohort: BidsCohort) -> list[Patient]:
     ]
 
 
+def read_listing(path: Path, *columns: str) -> pd.DataFrame:
+    """A TSV as text, with these columns; CohortError unless every row is one of the header's.
+
+    By hand, since pandas shifts columns where rows are longer than the header, renames columns
+    that come twice, and takes a stray quote for the beginning of a field of many lines.
+    """
+    if not path.is_file():
+        raise CohortError([f"{path}: file is missing; allowed: a TSV with {', '.join(columns)}"])
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise CohortError([f"{path}: {error.strerror}; allowed: a readable file"]) from None
+    except UnicodeDecodeError as error:
+        raise CohortError([f"{path}: {error}; allowed: text in UTF-8"]) from None
+    lines = [line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
+    header, *rows = lines or [[""]]
+    faults = [
+        f"{path}: columns are {header}; allowed: {column} once, in lower case"
+        for column in sorted({*columns, "split"})
+        if (seen := [name for name in header if name.strip().lower() == column]) != [column]
+        and (seen or column in columns)
+    ]
+    faults += [
+        f"{path}: row {number} has {len(row)} fields; allowed: the header's {len(header)}"
+        for number, row in enumerate(rows, 1)
+        if len(row) != len(header)
+    ]
+    if faults:
+        raise CohortError(faults)
+    return pd.DataFrame(rows, columns=header, dtype=str)
+
+
 def _participants(root: Path) -> tuple[pd.DataFrame, list[str]]:
     path = root / "participants.tsv"
-    if not path.is_file():
-        raise CohortError([f"{path}: file is missing; allowed: a TSV with a participant_id column"])
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    table = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
-    if "participant_id" not in table:
-        raise CohortError([f"{path}: columns are {list(table)}; allowed: one named participant_id"])
+    table = read_listing(path, "participant_id")
     ids, faults = table["participant_id"], []
     faults += [
-        f"{path}: participant_id {name!r} is not a BIDS id; allowed: sub- and letters or digits"
+        f"{path}: participant_id {name!a} is not a BIDS id; allowed: sub- and letters or digits"
         for name in ids
         if not ALLOWED_ID.fullmatch(name)
     ]
@@ -142,39 +167,50 @@ def _participants(root: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _index(root: Path, **entities: str) -> dict[str, list[Path]]:
-    """Compressed NIfTI files under `root` by patient, with these BIDS entities."""
-    import bids2table
+    """NIfTI files under `root` by patient, with these BIDS entities."""
+    # Only the names are left to bids2table: its index knows no root with a dot or a bracket in
+    # its path, and no file name that is not UTF-8.
+    from bids2table import parse_bids_entities
 
-    logging.getLogger("bids2table").setLevel(logging.ERROR)
-    if not any(root.glob("sub-*")):
-        return {}
-    table = bids2table.index_dataset(root).to_pandas()
-    keep = table["ext"].isin([".nii.gz", ".nii"]) & (table["datatype"] == "anat")
-    for entity, value in entities.items():
-        keep &= table[entity] == value
     found: dict[str, list[Path]] = {}
-    for sub, path in zip(table.loc[keep, "sub"], table.loc[keep, "path"], strict=True):
-        found.setdefault(f"sub-{sub}", []).append(root / path)
-    return {patient: sorted(paths) for patient, paths in found.items()}
+    for pattern in ("sub-*/anat/sub-*", "sub-*/ses-*/anat/sub-*"):
+        for path in sorted(root.glob(pattern)):
+            named = parse_bids_entities(path.name)
+            if named.get("ext") in (".nii.gz", ".nii") and entities.items() <= named.items():
+                found.setdefault(f"sub-{named['sub']}", []).append(path)
+    return found
 
 
 def _one_file(root: Path, patient: str, what: str, found: dict[str, list[Path]]) -> list[str]:
     paths = found.get(patient, [])
     if len(paths) != 1:
-        names = ", ".join(path.name for path in paths) or "none"
+        names = ", ".join(map(_shown, paths)) or "none"
         return [f"{root}: {patient}: {what}: found {names}; allowed: exactly one"]
+    if (name := _shown(paths[0])) != paths[0].name:
+        return [f"{root}: {patient}: {what}: name {name} is not UTF-8; allowed: a name that is"]
+    if not paths[0].is_file():
+        return [f"{paths[0]}: is no file, or a link to none; allowed: a file inside the cohort"]
     resolved = paths[0].resolve()
     if not resolved.is_relative_to(root.resolve()):
         return [f"{paths[0]}: links to {resolved}, outside the cohort; allowed: files inside it"]
     return []
 
 
+def _shown(path: Path) -> str:
+    """A file's name as text that every log can hold."""
+    return path.name.encode(errors="backslashreplace").decode()
+
+
 def _deal(root: Path, table: pd.DataFrame, splits: Splits, seed: int | None) -> pd.Series:
     """The `split` column, or one dealt out from the seed where there is none."""
     given = table["split"] != ""
-    if given.all():
-        return table["split"]
     path = root / "participants.tsv"
+    if given.all():
+        if empty := [n for n in SPLITS if getattr(splits, n) and n not in set(table["split"])]:
+            raise CohortError(
+                [f"{path}: split holds no {empty[0]}; allowed: all that splits names"]
+            )
+        return table["split"]
     if given.any():
         missing = ", ".join(table.loc[~given, "participant_id"])
         raise CohortError([f"{path}: split is empty for {missing}; allowed: all rows or none"])

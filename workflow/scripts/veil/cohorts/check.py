@@ -50,11 +50,21 @@ def unexpected_sizes(patients: Iterable[Patient], splits: Splits) -> list[str]:
 
 def _facts(patient: Patient) -> dict[str, object]:
     image = volumes.read(patient.image)
+    if image.data.min() == image.data.max():
+        what = f"{image.data.flat[0]:g} in every voxel"
+        raise volumes.VolumeError(patient.image, "image", what, "at least two intensities")
     label = volumes.read_mask(patient.label)
     volumes.check_same_grid(patient.label, label, image)
+    # A patient may have no vessel, but nobody is nothing else.
+    if label.data.all():
+        raise volumes.VolumeError(
+            patient.label, "label", "every voxel", "at least one of background"
+        )
     if patient.region:
         region = volumes.read_mask(patient.region)
         volumes.check_same_grid(patient.region, region, image)
+        if not region.data.any():
+            raise volumes.VolumeError(patient.region, "region", "empty", "at least one voxel")
     percentiles = np.percentile(image.data, PERCENTILES)
     return {
         "participant_id": patient.participant_id,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
 
-from veil.cohorts.bids import ALLOWED_ID, CohortError
+from veil.cohorts.bids import ALLOWED_ID, CohortError, read_listing
 from veil.config import ImportedCohort
+from veil.volumes import MOST_BYTES
 
 COLUMNS = {
     "image": "{id}_{suffix}",
@@ -22,7 +23,8 @@ def convert(cohort: ImportedCohort, root: Path) -> None:
     """Write the cohort listed in `cohort.path` to `root` as BIDS NIfTI.
 
     Only voxels and geometry are carried over: headers are fresh. Raises CohortError naming
-    every row that cannot be read, before anything is written.
+    every row whose header cannot be read, before anything is written, or else the first file
+    whose voxels cannot.
     """
     import SimpleITK as sitk
 
@@ -58,14 +60,9 @@ def describe(root: Path, name: str, *, derivative: bool = False) -> None:
 
 
 def _listing(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise CohortError([f"{path}: file is missing; allowed: a TSV of the cohort's files"])
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    table = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
-    if missing := {"participant_id", "image", "label"} - set(table):
-        raise CohortError([f"{path}: columns {sorted(missing)} are missing"])
+    table = read_listing(path, "participant_id", "image", "label")
     faults = [
-        f"{path}: participant_id {name!r} is not a BIDS id; allowed: sub- and letters or digits"
+        f"{path}: participant_id {name!a} is not a BIDS id; allowed: sub- and letters or digits"
         for name in table["participant_id"]
         if not ALLOWED_ID.fullmatch(name)
     ]
@@ -79,23 +76,17 @@ def _listing(path: Path) -> pd.DataFrame:
 
 
 def _sources(listing: Path, table: pd.DataFrame) -> dict[tuple[str, str], Path]:
-    import SimpleITK as sitk
-
     sources, faults = {}, []
     for row in table.to_dict("records"):
         for column in COLUMNS:
             if not row.get(column):
                 continue
             source = listing.parent / row[column]
-            try:
-                if not source.is_dir():
-                    reader = sitk.ImageFileReader()
-                    reader.SetFileName(str(source))
-                    reader.ReadImageInformation()
-            except RuntimeError:
+            if not _is_readable(source):
                 faults.append(
-                    f"{source}: {column} of {row['participant_id']} cannot be read; "
-                    "allowed: a format of SimpleITK, or a folder of one DICOM series"
+                    f"{source}: {column} of {row['participant_id']} cannot be read; allowed: a "
+                    "format of SimpleITK, or a folder of one DICOM series, of at most "
+                    f"{MOST_BYTES} bytes"
                 )
             sources[row["participant_id"], column] = source
     if faults:
@@ -103,11 +94,33 @@ def _sources(listing: Path, table: pd.DataFrame) -> dict[tuple[str, str], Path]:
     return sources
 
 
-def _read(source: Path):  # type: ignore[no-untyped-def]
+def _is_readable(source: Path) -> bool:
+    """Whether there is a header, and one that does not ask for more memory than a scan may."""
     import SimpleITK as sitk
 
     if source.is_dir():
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(source)))
-        return reader.Execute()
-    return sitk.ReadImage(str(source))
+        return bool(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(source)))
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(source))
+    try:
+        if not source.is_file():  # a pipe would be waited for, without end
+            return False
+        reader.ReadImageInformation()
+    except (OSError, RuntimeError):
+        return False
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * 8 <= MOST_BYTES
+
+
+def _read(source: Path):  # type: ignore[no-untyped-def]
+    import SimpleITK as sitk
+
+    try:
+        if source.is_dir():
+            reader = sitk.ImageSeriesReader()
+            reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(source)))
+            return reader.Execute()
+        return sitk.ReadImage(str(source))
+    except RuntimeError:
+        raise CohortError(
+            [f"{source}: voxels cannot be read; allowed: as many as the header says"]
+        ) from None
