@@ -9,6 +9,8 @@ from veil import config as settings
 from veil.provenance import code_hash, derive_seed
 
 try:
+    for place in workflow.configfiles:
+        settings.check_file(Path(place))
     STUDY = settings.load(config)
 except settings.ConfigError as error:
     raise WorkflowError(str(error)) from None
@@ -144,7 +146,7 @@ def cohort_settings(wildcards):
 
 def region_of(cohort):
     """The cohort's `region` setting."""
-    return STUDY.cohorts[cohort].as_bids("").region
+    return STUDY.cohorts[cohort].as_bids(".").region
 
 
 def tests_of(cohort):

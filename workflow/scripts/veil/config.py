@@ -12,10 +12,12 @@ import difflib
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -45,6 +47,11 @@ def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
+# Aliases let a few lines of YAML stand for billions of items; what is shown of them is short.
+BRIEF = reprlib.Repr()
+BRIEF.maxlevel, BRIEF.maxstring, BRIEF.maxlong = 2, 200, 200
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; its text names every fault."""
 
@@ -52,7 +59,19 @@ class ConfigError(ValueError):
 class Model(BaseModel):
     """Frozen, and strict about keys at every level."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, raw: Any) -> Any:
+        for key, value in raw.items() if isinstance(raw, dict) else ():
+            given = value if isinstance(value, list | tuple) else [value]
+            asked = str(cls.model_fields[key].annotation) if key in cls.model_fields else "bool"
+            if "bool" not in asked and any(isinstance(item, bool) for item in given):
+                raise ValueError(f"{key}: {value}, as YAML reads yes, no, on and off, is no number")
+        return raw
 
 
 # ------------------------------------------------------------------ privacy levels
@@ -153,7 +172,11 @@ def expand(path: str) -> str:
     for name in re.findall(r"\$\{?(\w+)\}?", path):
         if not os.environ.get(name):
             raise ValueError(f"environment variable {name} is not set")
-    return os.path.expandvars(Path(path).expanduser())
+    path = os.path.expandvars(Path(path).expanduser()) if path else ""
+    # Snakemake takes braces for wildcards; the rest is no text that a file system and JSON share.
+    if not path or re.search(r"[{}\0\ud800-\udfff]", path):
+        raise ValueError("a path; allowed: one that is not empty, without braces, in Unicode")
+    return path
 
 
 class Phantom(Model):
@@ -472,11 +495,13 @@ UNTAUGHT = ("real", "phantom")  # kinds that learn nothing, and so have no priva
 class Grid(Model):
     """The U-Nets trained on each synthetic set: every combination."""
 
-    learning_rate: tuple[Positive, ...] = (3e-3,)
+    learning_rate: Annotated[tuple[Positive, ...], Field(min_length=1)] = (3e-3,)
     """Adam's rates; the paper: 1e-4 and 8e-5."""
-    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.0,)
+    dropout: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (
+        0.0,
+    )
     """Dropout between the two convolutions of a level; the paper: 0 and 0.1."""
-    augment: tuple[bool, ...] = (True,)
+    augment: Annotated[tuple[bool, ...], Field(min_length=1)] = (True,)
     """Rotation up to 30 degrees, shear up to 20, vertical flip; the paper: on and off."""
 
     def cells(self) -> list[str]:
@@ -843,6 +868,32 @@ def wgan_levels(size: int) -> tuple[int, int] | None:
 # ------------------------------------------------------------------ loading, with good errors
 
 
+def check_file(path: Path) -> None:
+    """Raise ConfigError if a key stands twice in a file, of which the last would be taken."""
+    # Whoever calls has read the file, as JSON if need be, in which tabs may stand.
+    text = path.read_text(encoding="utf-8").replace("\t", " ")
+    if faults := list(_repeated(yaml.compose(text), set())):
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+
+
+def _repeated(node: Any, seen: set[int]) -> Iterator[str]:
+    """Keys given twice below a node of YAML, which aliases may make part of many others."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item, seen)
+        return
+    keys: set[str] = set()
+    for key, value in node.value:
+        if key.value in keys:
+            line = key.start_mark.line + 1
+            yield f"{key.value}: given again in line {line}; allowed: each key once"
+        keys.add(key.value)
+        yield from _repeated(value, seen)
+
+
 def load(raw: Mapping[str, Any]) -> Study:
     """Build the study, or raise ConfigError naming key, value and what is allowed."""
     try:
@@ -867,7 +918,10 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key; {_allowed(str(place[-1]), _siblings(fault['loc']))}"
     text = fault["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(fault["input"], dict | Study) else f" (given: {fault['input']!r})"
+    if fault["type"] == "union_tag_not_found":
+        text = "kind is missing; allowed is one of those that config/README.md lists"
+    given = fault["input"]
+    shown = "" if isinstance(given, dict | Study) else f" (given: {BRIEF.repr(given)})"
     return f"{key}: {text}{shown}"
 
 
