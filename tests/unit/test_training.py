@@ -127,11 +127,3 @@ def test_tables_keep_identifiers_as_text(tmp_path):
     table = artifacts.read_table(tmp_path / "a.tsv")
     assert table["participant_id"].tolist() == ["007"]
     assert np.isnan(table["value"].iloc[0])
-
-
-def test_a_job_that_was_promised_a_gpu_fails_early(monkeypatch):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    monkeypatch.setenv("VEIL_REQUIRE_GPU", "1")
-    with pytest.raises(RuntimeError, match="no CUDA device"):
-        training.choose_device()

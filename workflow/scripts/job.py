@@ -18,6 +18,20 @@ OWN_SUMS = (
 log = logging.getLogger("veil")
 
 
+def check_gpu(snakemake) -> None:  # type: ignore[no-untyped-def]
+    """Stop if a GPU was asked for, `require_gpu` (of cluster profiles) is set, and none is seen."""
+    asked = snakemake.resources.get("gpu") or "gpu" in snakemake.resources.get("gres", "")
+    if asked and snakemake.resources.get("require_gpu"):
+        import torch  # not above: jobs without a GPU need not wait for it
+
+        if not torch.cuda.is_available():
+            log.error("%s: this job asked for a GPU, and torch %s sees no CUDA device: check "
+                      "driver, partition, CUDA_VISIBLE_DEVICES and that torch is a CUDA build; "
+                      "allowed is also the CPU, with `require_gpu: 0` in the profile",
+                      snakemake.rule, torch.__version__)  # fmt: skip
+            sys.exit(1)
+
+
 @contextmanager
 def running(snakemake) -> Iterator[None]:  # type: ignore[no-untyped-def]
     """Log to the rule's log file and to the terminal; say what is wrong in plain words.
@@ -31,6 +45,7 @@ def running(snakemake) -> Iterator[None]:  # type: ignore[no-untyped-def]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(snakemake.threads)
+    check_gpu(snakemake)
     try:
         for path in map(Path, snakemake.input):
             artifacts.check_seal(path)

@@ -14,7 +14,6 @@ import fcntl
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -204,15 +203,8 @@ def hand_over(folder: Path, history: Path) -> None:
 
 
 def choose_device() -> torch.device:
-    """CUDA where it is, else the CPU. A job that was promised a GPU and sees none fails."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if os.environ.get("VEIL_REQUIRE_GPU") == "1":
-        raise RuntimeError(
-            "VEIL_REQUIRE_GPU is 1, but torch sees no CUDA device: check the driver, "
-            "CUDA_VISIBLE_DEVICES, and that torch is a CUDA build"
-        )
-    return torch.device("cpu")
+    """CUDA where it is, else the CPU. (job.py refuses a CPU where a GPU was promised.)"""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Stateful(Protocol):
