@@ -11,6 +11,8 @@ rule audit_generator:
         f"{POINT}/scores/audit.tsv",
     log:
         "logs/{cohort}/{generator}/{privacy}/seed-{seed}/audit_generator.log",
+    benchmark:
+        f"{POINT}/scores/audit.benchmark.tsv"
     wildcard_constraints:
         privacy=f"(?!none){PRIVACY}",
     conda:

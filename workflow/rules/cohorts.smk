@@ -56,6 +56,8 @@ rule check_cohort:
         picture=f"{DATA}/qc.png",
     log:
         "logs/{cohort}/check_cohort.log",
+    benchmark:
+        f"{DATA}/check.benchmark.tsv"
     conda:
         "../envs/veil.yaml"
     resources:

@@ -280,8 +280,8 @@ def generator_code(script):
 
 
 def generator_gpus(wildcards):
-    """GPUs that training asks for: none for generators that learn nothing."""
-    return int(generator_kind(wildcards) not in settings.UNTAUGHT)
+    """GPUs that training asks for: none for generators that train no network."""
+    return int(generator_kind(wildcards) not in (*settings.UNTAUGHT, "fitted"))
 
 
 def handed_through(wildcards):

@@ -54,6 +54,8 @@ rule score_similarity:
         f"{POINT}/scores/similarity.tsv",
     log:
         "logs/{cohort}/{generator}/{privacy}/seed-{seed}/score_similarity.log",
+    benchmark:
+        f"{POINT}/scores/similarity.benchmark.tsv"
     conda:
         "../envs/veil.yaml"
     resources:
@@ -86,6 +88,8 @@ rule score_membership:
         closest=f"{POINT}/scores/closest.npy",
     log:
         "logs/{cohort}/{generator}/{privacy}/seed-{seed}/score_membership.log",
+    benchmark:
+        f"{POINT}/scores/membership.benchmark.tsv"
     conda:
         "../envs/veil.yaml"
     resources:
@@ -108,6 +112,8 @@ rule score_threshold:
         f"{DATA}/threshold.tsv",
     log:
         "logs/{cohort}/score_threshold.log",
+    benchmark:
+        f"{DATA}/threshold.benchmark.tsv"
     conda:
         "../envs/veil.yaml"
     resources:

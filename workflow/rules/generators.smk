@@ -25,7 +25,7 @@ rule train_start:
     resources:
         mem="8GB",
         runtime="3d",
-        gpu=1,
+        gpu=generator_gpus,
     params:
         task=start_task,
         folder=subpath(output.weights, parent=True),

@@ -13,6 +13,8 @@ rule sample_synthetic:
         f"{POINT}/synthetic/pairs.npy",
     log:
         "logs/{cohort}/{generator}/{privacy}/seed-{seed}/sample_synthetic.log",
+    benchmark:
+        f"{POINT}/synthetic/benchmark.tsv"
     conda:
         "../envs/veil.yaml"
     resources:
