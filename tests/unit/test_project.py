@@ -54,6 +54,39 @@ def test_conda_pins_are_the_lock_files():
     assert {pin.split("==")[0] for pin in pins} == wanted
 
 
+def test_the_container_is_the_environment():
+    text = (ROOT / "Dockerfile").read_text()
+    python = yaml.safe_load((ROOT / "workflow/envs/veil.yaml").read_text())["dependencies"][0]
+    assert f"FROM python:{python.removeprefix('python=')}-" in text
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()}
+    kept = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.M))
+    assert copied == kept
+    assert all((ROOT / name).exists() for name in copied)
+
+
+RULES = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+BODIES = dict(re.findall(r"^(?:use )?rule (?:\w+ as )?(\w+)(.*?)(?=^\S|\Z)", RULES, re.M | re.S))
+ON_GPUS = {name for name, body in BODIES.items() if re.search(r"^ +gpu=", body, re.M)}
+
+
+def profile(name):
+    return yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+
+
+def test_the_gres_profile_asks_for_the_same_gpus_in_other_words():
+    gres = profile("slurm-gres")
+    asked = gres.pop("set-resources")
+    assert gres == profile("slurm")
+    assert asked == {name: {"gpu": 0, "gres": "gpu:1"} for name in ON_GPUS}
+
+
+def test_cluster_profiles_name_rules_that_there_are_and_group_none_that_trains():
+    keys = profile("slurm")
+    assert {*keys["groups"], *keys["set-threads"]} <= set(BODIES)
+    assert ON_GPUS.isdisjoint(keys["groups"])
+    assert {**profile("default"), **keys} == {**keys, "cores": "all"}
+
+
 def test_randomness_is_always_passed_in():
     """No global seeds and no global draws anywhere in the library."""
     bad = re.compile(
