@@ -42,7 +42,9 @@ def test_it_says_what_is_missing_and_what_is_allowed(monkeypatch, caplog):
 
 def run(resources):
     """Whether a job with these resources comes to its work."""
-    snakemake = SimpleNamespace(log=[], threads=1, rule="train_generator", resources=resources)
+    snakemake = SimpleNamespace(
+        log=[], input=[], output=[], threads=1, rule="train_generator", resources=resources
+    )
     try:
         with job.running(snakemake):
             return True

@@ -127,3 +127,39 @@ def test_tables_keep_identifiers_as_text(tmp_path):
     table = artifacts.read_table(tmp_path / "a.tsv")
     assert table["participant_id"].tolist() == ["007"]
     assert np.isnan(table["value"].iloc[0])
+
+
+PLACE = """
+import sys; sys.path.insert(0, {library!r})
+from veil import training
+print(training.place_among_jobs(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_jobs_beside_each_other_spread_over_the_gpus(monkeypatch, tmp_path):
+    """Real processes take their places; only the GPUs are imagined."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    text = PLACE.format(library=str(ROOT / "workflow/scripts"))
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(3)
+    ]
+    try:
+        assert {int(job.stdout.readline()) for job in jobs} == {0, 1, 2}
+        monkeypatch.setattr(training.tempfile, "tempdir", None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert training.choose_device.__wrapped__() == torch.device("cuda", 1)  # place 3
+        jobs[1].kill()
+        jobs[1].wait()
+        assert training.place_among_jobs() < 3  # a place that a dead job left
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+        for file in training.HELD:
+            file.close()
+        training.HELD.clear()

@@ -12,9 +12,8 @@ from veil.volumes import VolumeError
 
 # An OSError is a full disk, a read-only folder, a file that went away: it says so itself.
 EXPECTED = (CohortError, VolumeError, artifacts.ArtifactError, OSError)
-OWN_SUMS = (
-    "SHA256SUMS"  # a bundle's, which is its own list of checksums: no seal goes into a bundle
-)
+# A bundle's own list of checksums: no seal goes into a bundle.
+OWN_SUMS = "SHA256SUMS"
 log = logging.getLogger("veil")
 
 

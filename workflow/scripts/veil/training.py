@@ -14,13 +14,16 @@ import fcntl
 import json
 import logging
 import math
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -202,9 +205,37 @@ def hand_over(folder: Path, history: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@lru_cache  # once a process, which keeps its place
 def choose_device() -> torch.device:
-    """CUDA where it is, else the CPU. (job.py refuses a CPU where a GPU was promised.)"""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A GPU where there is one, else the CPU. (job.py refuses a CPU where a GPU was promised.)
+
+    Jobs beside each other on one machine spread over its GPUs, and share them evenly if they are
+    more. Under SLURM a job sees its own GPU alone.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", place_among_jobs() % torch.cuda.device_count())
+
+
+HELD: list[TextIO] = []
+"""Locks that this process keeps until it ends."""
+
+
+def place_among_jobs() -> int:
+    """The lowest number that no other process of this user on this machine holds."""
+    folder = Path(tempfile.gettempdir()) / f"veil-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    number = 0
+    while True:
+        file = (folder / f"gpu-{number}").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            number += 1
+        else:
+            HELD.append(file)
+            return number
 
 
 class Stateful(Protocol):
