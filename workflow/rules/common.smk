@@ -132,7 +132,14 @@ def cohort_files(wildcards):
     found = [
         path for suffix in ("nii", "nii.gz") for path in root.rglob(f"sub-*.{suffix}")
     ]
-    return sorted(map(str, [*found, *root.glob("participants.tsv")]))
+    names = sorted(map(str, [*found, *root.glob("participants.tsv")]))
+    for name in names:
+        # Snakemake notes its inputs as text.
+        if name != name.encode(errors="replace").decode():
+            raise WorkflowError(
+                f"{ascii(name)}: name is not UTF-8; allowed: a name that is"
+            )
+    return names
 
 
 def cohort_settings(wildcards):
