@@ -346,11 +346,16 @@ def cohort(rng, tmp_path):
     root = tmp_path / f"{SECRET}-root"
     anat = root / "sub-zaphod42/anat"
     labels = root / "derivatives/labels/sub-zaphod42/anat"
-    for folder, name in ((anat, "angio"), (labels, "label-vessel_mask")):
+    for folder, name, kind in (
+        (anat, "angio", nib.Nifti1Image),
+        (labels, "label-vessel_mask", nib.Nifti2Image),
+    ):
         folder.mkdir(parents=True)
-        image = nib.Nifti1Image(rng.integers(0, 2, (24, 24, 6)).astype(np.int16), np.eye(4))
-        image.header["descrip"], image.header["aux_file"] = b"Scanner-of-Magrathea", b"aux-Vogon"
-        image.header["db_name"], image.header["intent_name"] = b"db-Trillian", b"intent-Marvin"
+        image = kind(rng.integers(0, 2, (24, 24, 6)).astype(np.int16), np.eye(4))
+        image.header["descrip"] = f"Scanner-of-{name[:5]}-Magrathea".encode()
+        image.header["aux_file"], image.header["intent_name"] = b"aux-Vogon", b"intent-Marvin"
+        if kind is nib.Nifti1Image:
+            image.header["db_name"] = b"db-Trillian"
         image.header.extensions.append(
             nib.nifti1.Nifti1Extension("comment", b"PatientName Ford^Prefect ")
         )
@@ -361,6 +366,7 @@ def cohort(rng, tmp_path):
             file.write(image.to_bytes())
     (root / "participants.tsv").write_text(
         "participant_id\tsplit\tsite\tname\nsub-zaphod42\ttrain\tKrikkit\tHotblack Desiato\n"
+        'sub-trin\ttrain\t"lone\tAgrajag\nsub-gag\ttrain\tlone"\tGargravarr\n'
     )
     patient = bids.Patient(
         participant_id="sub-zaphod42", split="train", site="Krikkit", region=None,
@@ -372,7 +378,8 @@ def cohort(rng, tmp_path):
 
 
 SOUGHT = (
-    "sub-zaphod42", "zaphod42", "Krikkit", "Hotblack Desiato", "Scanner-of-Magrathea", "aux-Vogon",
+    "sub-zaphod42", "zaphod42", "Krikkit", "Hotblack Desiato", "Agrajag", "Gargravarr",
+    "Scanner-of-angio-Magrathea", "Scanner-of-label-Magrathea", "aux-Vogon",
     "db-Trillian", "intent-Marvin", "Ford^Prefect", "raw-Slartibartfast-angio",
     "sub-zaphod42_angio.nii.gz", "sub-zaphod42_angio",
 )  # fmt: skip

@@ -35,16 +35,17 @@ def project(finished, tmp_path) -> Path:
 
 
 def started(place: Path, *arguments: str) -> subprocess.Popen:
-    """A run in its own process group, once its training has taken some steps."""
+    """A run in its own process group, once its training has its state to itself."""
     run = subprocess.Popen(
         [SNAKEMAKE, "--cores", "1", *LONGER, "--", *arguments], cwd=place, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    history = place / POINT / "generator/state/history.jsonl"
-    for _ in range(1200):
-        if history.exists() or run.poll() is not None:
+    lock = place / POINT / "generator/.state.lock"
+    for _ in range(3000):
+        if lock.exists() or run.poll() is not None:
             break
         time.sleep(0.1)
+    assert lock.exists(), "the run did not come to its training"
     assert run.poll() is None, "the run ended before it trained"
     return run
 
@@ -108,7 +109,17 @@ def test_a_damaged_result_is_refused_where_it_is_read(project, name, reader):
 def test_undamaged_results_verify(project):
     done = snakemake(project, *TINY, "--", "verify")
     assert done.returncode == 0
-    assert "results are as their jobs left them" in done.stdout
+    assert "results and 0 bundles are as their jobs left them; 0 results were del" in done.stdout
+
+
+def test_a_damaged_seal_is_named(project):
+    seal = project / DATA / ".patches.tsv.sha256"
+    for text in (b"", b"\xff" * 65):
+        seal.write_bytes(text)
+        done = snakemake(project, *TINY, "--force", "--", WEIGHTS)
+        assert done.returncode != 0
+        assert "patches.tsv.sha256: damaged; allowed: the SHA-256 of patches.tsv" in done.stdout
+        assert "Traceback" not in done.stdout
 
 
 def test_a_damaged_result_is_made_again_once_it_is_deleted(project):
@@ -188,12 +199,13 @@ def test_an_orphan_of_a_killed_driver_is_not_trained_beside(project):
         assert snakemake(project, "--unlock", *LONGER).returncode == 0
         done = snakemake(project, *LONGER, "--", WEIGHTS)
         assert done.returncode != 0
-        assert "generator/state/lock: held by another process" in done.stdout
+        assert "generator/.state.lock: held by another process" in done.stdout
         assert "Traceback" not in done.stdout
     finally:
         os.killpg(run.pid, 9)
-    state = project / POINT / "generator/state"
-    assert state.is_dir()
+    # Once the orphan is ended, the training goes on.
+    with started(project, WEIGHTS) as run:
+        os.killpg(run.pid, 9)
 
 
 # ------------------------------------------------------------------ clocks

@@ -1,6 +1,7 @@
 # What the rules share: the validated study, the grammar of paths, and parameters.
 import json
 import re
+from functools import lru_cache
 from types import SimpleNamespace
 
 from snakemake.exceptions import WorkflowError
@@ -126,9 +127,14 @@ def cohort_root(wildcards):
 
 def cohort_files(wildcards):
     """What a rule that reads a cohort's scans depends on."""
-    root = Path(cohort_root(wildcards))
     if not is_bids(wildcards.cohort):
-        return [str(root)]
+        return [cohort_root(wildcards)]
+    return scans_below(Path(cohort_root(wildcards)))
+
+
+@lru_cache  # asked by every job
+def scans_below(root):
+    """The scans of a BIDS cohort, and its table."""
     found = [
         path for suffix in ("nii", "nii.gz") for path in root.rglob(f"sub-*.{suffix}")
     ]

@@ -9,6 +9,7 @@ from veil.config import BidsCohort
 
 with job.running(snakemake):
     root = Path(snakemake.params.root)
+    artifacts.check_seal(root)
     cohort = BidsCohort.model_validate_json(snakemake.params.cohort)
     patients = bids.find(root, cohort)
     sheet = check.check(patients)

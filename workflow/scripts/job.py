@@ -1,9 +1,10 @@
 """What every entry point does first and last: logging, threads, and errors without tracebacks."""
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from veil import artifacts
@@ -32,10 +33,11 @@ def check_gpu(snakemake) -> None:  # type: ignore[no-untyped-def]
 
 
 @contextmanager
-def running(snakemake) -> Iterator[None]:  # type: ignore[no-untyped-def]
+def running(snakemake, state: Path | None = None) -> Iterator[None]:  # type: ignore[no-untyped-def]
     """Log to the rule's log file and to the terminal; say what is wrong in plain words.
 
-    Inputs are verified before the work, and outputs sealed after it.
+    Inputs are verified before the work, and outputs sealed after it. `state` is where the work
+    keeps checkpoints: one job at a time, and cleared once all that came of them is safe.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if snakemake.log:
@@ -46,12 +48,16 @@ def running(snakemake) -> Iterator[None]:  # type: ignore[no-untyped-def]
         sys.modules["torch"].set_num_threads(snakemake.threads)
     check_gpu(snakemake)
     try:
-        for path in map(Path, snakemake.input):
-            artifacts.check_seal(path)
-        yield
-        for path in map(Path, snakemake.output):
-            if path.name != OWN_SUMS:
-                artifacts.seal(path)
+        with artifacts.alone(state.with_name(f".{state.name}.lock")) if state else nullcontext():
+            # Folders of scans are verified by the job that checks them, not by all that read some.
+            for path in filter(Path.is_file, map(Path, snakemake.input)):
+                artifacts.check_seal(path)
+            yield
+            for path in map(Path, snakemake.output):
+                if path.name != OWN_SUMS:
+                    artifacts.seal(path)
+            if state and state.exists():
+                shutil.rmtree(state)
     except EXPECTED as error:
         log.error("%s: %s", snakemake.rule, error)
         sys.exit(1)

@@ -7,14 +7,14 @@ import job
 from veil import artifacts, generators, training
 from veil.config import Task
 
-with job.running(snakemake):
+state = Path(snakemake.params.folder) / "state"
+with job.running(snakemake, state):
     task = Task.model_validate_json(snakemake.params.task)
     patches = Path(snakemake.input.patches[0]) if snakemake.input.patches else None
     start = Path(snakemake.input.start[0]) if snakemake.input.start else None
     generator = generators.build(task, patches, start)
     statement = generator.spent()
     job.log.info("%s", statement["text"])
-    state = Path(snakemake.params.folder) / "state"
     identity = {
         "task": json.loads(snakemake.params.task),
         "code": snakemake.params.code,
@@ -26,4 +26,4 @@ with job.running(snakemake):
     artifacts.save_tensors(weights, generator.weights(), {})
     statement["weights_sha256"] = artifacts.file_hash(weights)
     artifacts.write_sealed(Path(snakemake.output.privacy), statement)
-    training.hand_over(state, Path(snakemake.output.history))
+    training.write_history(state, Path(snakemake.output.history))

@@ -13,10 +13,11 @@ from veil.evaluation.segmentation import dice
 from veil.segmentation import unet
 from veil.segmentation.inference import segment
 
-with job.running(snakemake):
+state = Path(snakemake.params.folder) / "state"
+with job.running(snakemake, state):
     settings = Segmentation.model_validate_json(snakemake.params.segmentation)
     cohort = BidsCohort.model_validate_json(snakemake.params.cohort)
-    state, pairs = Path(snakemake.params.folder) / "state", Path(snakemake.input.pairs)
+    pairs = Path(snakemake.input.pairs)
     identity = {
         "settings": json.loads(snakemake.params.segmentation),
         "code": snakemake.params.code,
@@ -35,4 +36,4 @@ with job.running(snakemake):
         rows.append({"participant_id": patient.participant_id, "dsc": dice(found, label)})
     segmenter.save(Path(snakemake.output.weights), settings.channels)
     artifacts.write_table(Path(snakemake.output.validation), pd.DataFrame(rows))
-    training.hand_over(state, Path(snakemake.output.history))
+    training.write_history(state, Path(snakemake.output.history))

@@ -7,11 +7,11 @@ import job
 from veil import artifacts, generators, training
 from veil.config import Task
 
-with job.running(snakemake):
+state = Path(snakemake.params.folder) / "state"
+with job.running(snakemake, state):
     task = Task.model_validate_json(snakemake.params.task)
     generator = generators.build(task)
-    state = Path(snakemake.params.folder) / "state"
     identity = {"task": json.loads(snakemake.params.task), "code": snakemake.params.code}
     start = generator.learn_start(state, training.choose_device(), identity)
     artifacts.save_tensors(Path(snakemake.output.weights), start, task.of_start())
-    training.hand_over(state, Path(snakemake.output.history))
+    training.write_history(state, Path(snakemake.output.history))

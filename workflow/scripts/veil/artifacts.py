@@ -8,9 +8,13 @@ and metadata as well, verified on reading; nothing is ever unpickled.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 
 SEAL = ".sha256"
+PATIENCE = 20
+"""Seconds to wait for a lock."""
+log = logging.getLogger("veil")
 
 
 class ArtifactError(ValueError):
@@ -190,22 +197,26 @@ def seal(path: Path) -> None:
 def check_seal(path: Path) -> None:
     """Raise ArtifactError unless a file or folder is what was sealed; what has no seal passes."""
     try:
-        sealed = _seal_of(path).read_text(encoding="utf-8").strip()
+        sealed = _seal_of(path).read_bytes().strip()
     except FileNotFoundError:
         return
-    if _content_hash(path) != sealed:
+    if not re.fullmatch(rb"[0-9a-f]{64}", sealed):
         raise ArtifactError(
-            f"{path}: its SHA-256 is not {sealed[:16]}... of {_seal_of(path).name}: damaged or "
-            "edited since its job ended. Allowed is what the job left: restore it, or delete it to "
-            "have it made again"
+            f"{_seal_of(path)}: damaged; allowed: the SHA-256 of {path.name}. Restore it, or "
+            f"delete both to have {path.name} made again"
+        )
+    if _content_hash(path) != sealed.decode():
+        raise ArtifactError(
+            f"{path}: its SHA-256 is not {sealed.decode()[:16]}... of {_seal_of(path).name}: "
+            "damaged or edited since its job ended. Allowed is what the job left: restore it, or "
+            "delete it to have it made again"
         )
 
 
 def sealed_below(folder: Path) -> list[Path]:
-    """Every file and folder below this one that was sealed and is there."""
+    """Every file and folder below this one that was sealed, whether it is still there or not."""
     seals = folder.rglob(_seal_of(Path("*")).name)
-    sealed = (path.with_name(path.name[1 : -len(SEAL)]) for path in seals)
-    return sorted(path for path in sealed if path.exists())
+    return sorted(path.with_name(path.name[1 : -len(SEAL)]) for path in seals)
 
 
 def _seal_of(path: Path) -> Path:
@@ -213,7 +224,7 @@ def _seal_of(path: Path) -> Path:
 
 
 def _content_hash(path: Path) -> str:
-    if path.is_file():
+    if not path.is_dir():
         return file_hash(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
@@ -221,3 +232,32 @@ def _content_hash(path: Path) -> str:
         if file.is_file() and not file.name.startswith("."):
             digest.update(f"{file.relative_to(path)}\0{file_hash(file)}\n".encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock file, or raise ArtifactError if another process does.
+
+    A driver that is killed leaves its jobs running: a second run beside one of them would write
+    the same checkpoint. The system lets go of the lock when its holder dies; a network file system
+    may need a while to notice that a node did, hence the patience. The file stays: if it were
+    removed, two processes could hold two files of its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for attempt in range(PATIENCE + 1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == PATIENCE:
+                    raise ArtifactError(
+                        f"{path}: held by another process, which makes the same; allowed is "
+                        f"one. End it (`fuser {path}` names it): the next run goes on from its "
+                        "checkpoint"
+                    ) from None
+                time.sleep(1)
+            except OSError as error:
+                log.warning("%s: no locks here (%s): unguarded", path, error.strerror)
+                break
+        yield

@@ -15,11 +15,9 @@ import json
 import logging
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -65,11 +63,6 @@ class Loop:
 
     def run(self, trainee: Trainee) -> None:
         """Run the trainee to the last step, resuming where a checkpoint stands."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder / "lock"):
-            self._run(trainee)
-
-    def _run(self, trainee: Trainee) -> None:
         start = self._resume(trainee)
         every = max(self.steps // self.records, 1)
         began = saved = logged = time.monotonic()
@@ -112,6 +105,7 @@ class Loop:
         artifacts.save_tensors(self._checkpoint, trainee.state(), meta)
 
     def _resume(self, trainee: Trainee) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
         if not self._checkpoint.exists():
             self.history.unlink(missing_ok=True)
             return 0
@@ -150,26 +144,6 @@ class Loop:
         artifacts.write_text(self.history, "".join(kept))
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold a lock file, or raise ArtifactError if another process does.
-
-    A driver that is killed leaves its jobs running: a second run beside one of them would write
-    the same checkpoint. The system lets go of the lock when its holder dies, however it dies.
-    """
-    with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise artifacts.ArtifactError(
-                f"{path}: held by another process, which trains the same; allowed is one: wait "
-                f"for it, or end it (`fuser {path}` names it)"
-            ) from None
-        except OSError as error:
-            log.warning("%s: no locks on this file system (%s): unguarded", path, error.strerror)
-        yield
-
-
 def duration(seconds: float) -> str:
     """Hours, minutes or seconds, as a person says them."""
     minutes = seconds / 60
@@ -198,11 +172,10 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
             yield above + key, value
 
 
-def hand_over(folder: Path, history: Path) -> None:
-    """Write the history of a state folder, empty if there was nothing to learn, and remove it."""
+def write_history(folder: Path, history: Path) -> None:
+    """Write the history of a state folder, empty if there was nothing to learn."""
     path = folder / HISTORY
     artifacts.write_text(history, path.read_text(encoding="utf-8") if path.exists() else "")
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @lru_cache  # once a process, which keeps its place
@@ -214,7 +187,8 @@ def choose_device() -> torch.device:
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", place_among_jobs() % torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    return torch.device("cuda", place_among_jobs() % count if count > 1 else 0)
 
 
 HELD: list[TextIO] = []
@@ -222,7 +196,10 @@ HELD: list[TextIO] = []
 
 
 def place_among_jobs() -> int:
-    """The lowest number that no other process of this user on this machine holds."""
+    """The lowest number that no other process of this user on this machine holds.
+
+    0 where the system's temporary folder knows no locks.
+    """
     folder = Path(tempfile.gettempdir()) / f"veil-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     number = 0
@@ -233,6 +210,8 @@ def place_among_jobs() -> int:
         except BlockingIOError:
             file.close()
             number += 1
+        except OSError:
+            return 0
         else:
             HELD.append(file)
             return number

@@ -24,6 +24,7 @@ from nibabel.orientations import aff2axcodes
 from nibabel.spatialimages import HeaderDataError
 
 MOST_BYTES = 2**31  # a 1000 x 1000 x 500 scan in float32 is just below
+PADDING = 512  # some writers fill their last block up with zeros
 SMALLEST, LARGEST = 1e-3, 100.0  # edges of a voxel, in mm
 KINDS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the size of their header
 
@@ -120,15 +121,18 @@ def _open(path: Path) -> nib.Nifti1Image:
             stream = gzip.GzipFile(fileobj=file) if packed else file
             kind, end = _layout(path, stream.read(max(KINDS)))
             stream.seek(0)
-            raw = _read_at_most(stream, end + 1)
+            raw = _read_at_most(stream, end + PADDING + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise VolumeError(path, "gzip stream", error, "an intact file") from None
     except OSError as error:
         raise VolumeError(path, "file", error.strerror, "a readable file") from None
     held = raw.seek(0, io.SEEK_END)
-    if held != end:
+    behind = raw.getbuffer()[end:]
+    if held < end or len(behind) > PADDING or any(behind):
         found = f"{held} bytes" if held < end else f"more than {end} bytes"
-        raise VolumeError(path, "length", found, f"the {end} bytes that the header asks for")
+        allowed = f"the {end} bytes that the header asks for, and at most {PADDING} zeros behind"
+        raise VolumeError(path, "length", found, allowed)
+    raw.seek(0)
     try:
         return kind.from_stream(raw)
     except (ImageFileError, HeaderDataError, ValueError) as error:
@@ -199,7 +203,7 @@ def _check_affine(path: Path, affine: np.ndarray) -> None:
     if not np.isfinite(affine).all():
         raise VolumeError(path, "affine", affine.tolist(), "finite numbers")
     edges = np.sqrt((affine[:3, :3].astype(float) ** 2).sum(axis=0))
-    # Distances in mm are measured along the axes, which they can be only if none leans (3 degrees).
+    # Distances in mm are measured along the axes: none may lean (by more than 2.5 degrees).
     if not abs(np.linalg.det(affine[:3, :3])) > 0.999 * edges.prod():
         raise VolumeError(path, "affine", affine.tolist(), "invertible, with axes at right angles")
     if edges.min() < SMALLEST or edges.max() > LARGEST:

@@ -123,7 +123,11 @@ def read_listing(path: Path, *columns: str) -> pd.DataFrame:
         raise CohortError([f"{path}: {error.strerror}; allowed: a readable file"]) from None
     except UnicodeDecodeError as error:
         raise CohortError([f"{path}: {error}; allowed: text in UTF-8"]) from None
-    lines = [line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
+    lines = [
+        [_unquoted(field) for field in line.split("\t")]
+        for line in text.replace("\r\n", "\n").split("\n")
+        if line.strip()
+    ]
     header, *rows = lines or [[""]]
     faults = [
         f"{path}: columns are {header}; allowed: {column} once, in lower case"
@@ -139,6 +143,12 @@ def read_listing(path: Path, *columns: str) -> pd.DataFrame:
     if faults:
         raise CohortError(faults)
     return pd.DataFrame(rows, columns=header, dtype=str)
+
+
+def _unquoted(field: str) -> str:
+    """A field without the quotes that other software puts around texts; a lone one is a letter."""
+    quoted = len(field) > 1 and field[0] == field[-1] == '"'
+    return field[1:-1].replace('""', '"') if quoted else field
 
 
 def _participants(root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -211,9 +221,6 @@ def _deal(root: Path, table: pd.DataFrame, splits: Splits, seed: int | None) -> 
                 [f"{path}: split holds no {empty[0]}; allowed: all that splits names"]
             )
         return table["split"]
-    if given.any():
-        missing = ", ".join(table.loc[~given, "participant_id"])
-        raise CohortError([f"{path}: split is empty for {missing}; allowed: all rows or none"])
     wanted = [name for name in SPLITS for _ in range(getattr(splits, name))]
     if len(wanted) > len(table):
         raise CohortError(

@@ -108,7 +108,10 @@ def _is_readable(source: Path) -> bool:
         reader.ReadImageInformation()
     except (OSError, RuntimeError):
         return False
-    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * 8 <= MOST_BYTES
+    pixel = sitk.Image(
+        [1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents()
+    )
+    return math.prod(reader.GetSize()) * pixel.GetSizeOfPixelComponent() <= MOST_BYTES
 
 
 def _read(source: Path):  # type: ignore[no-untyped-def]

@@ -127,6 +127,22 @@ def write(folder: Path, bundle: Bundle, tokens: Iterable[str]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_sums(sums: Path) -> None:
+    """Raise ArtifactError unless a bundle's files are those that its SHA256SUMS lists."""
+    lines = sums.read_bytes().decode(errors="replace").splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    found = {
+        path.relative_to(sums.parent).as_posix(): artifacts.file_hash(path)
+        for path in sums.parent.rglob("*")
+        if path.is_file() and path != sums and not path.name.startswith(".snakemake")
+    }
+    if faults := sorted({name for name, _ in listed.items() ^ found.items()}):
+        raise artifacts.ArtifactError(
+            f"{sums}: does not describe {', '.join(faults)}; allowed: the files as they were "
+            "released. Restore them, or delete the bundle to have it made again"
+        )
+
+
 def build(folder: Path, bundle: Bundle) -> None:
     """All files of the bundle."""
     _write_pngs(folder / PNGS, bundle.pairs)

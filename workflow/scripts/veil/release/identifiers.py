@@ -9,13 +9,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel as nib
-import pandas as pd
-from nibabel.filebasedimages import ImageFileError
-from nibabel.wrapstruct import WrapStructError
-
 from veil.cohorts import bids
 from veil.release.scan import tokens_of
+from veil.volumes import KINDS
 
 HEADER_TEXTS = ("descrip", "aux_file", "db_name", "intent_name")
 HEAD = 2**16
@@ -35,7 +31,7 @@ def of_cohort(root: Path, manifest: Path, public: bool) -> set[str]:
             found |= {path.name, path.name.split(".")[0], str(path.relative_to(root))}
             found |= set(_texts_of(path))
     if not public:
-        table = pd.read_csv(root / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+        table = bids.read_listing(root / "participants.tsv", "participant_id")
         for name in table.columns.difference(["split"]):
             found |= set(table[name])
     return tokens_of(found - {"n/a"})
@@ -57,11 +53,11 @@ def _texts_of(path: Path) -> Iterator[str]:
             raw = zlib.decompressobj(31).decompress(packed, HEAD)
         except zlib.error:
             return
-    try:
-        header = nib.Nifti1Header.from_fileobj(io.BytesIO(raw), check=False)
-    except (ImageFileError, WrapStructError, ValueError, OSError):
+    kind = KINDS.get(int.from_bytes(raw[:4], "little")) or KINDS.get(int.from_bytes(raw[:4], "big"))
+    if kind is None:
         return
-    for name in HEADER_TEXTS:
+    header = kind.header_class.from_fileobj(io.BytesIO(raw), check=False)
+    for name in set(HEADER_TEXTS).intersection(header.keys()):  # NIfTI-2 has no db_name
         yield bytes(header[name].tobytes()).rstrip(b"\0").decode("latin-1")
     for extension in header.extensions:
         content = extension.get_content()
