@@ -1,4 +1,4 @@
-"""The profiles on a real SLURM of one node: see slurm.py, which installs it where it can."""
+"""The profiles on a real SLURM of one node: see slurm.py, which says what it needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import slurm
 
 @pytest.fixture(scope="module")
 def cluster():
-    if reason := slurm.obtain():
+    if reason := slurm.why_not():
         pytest.skip(f"no SLURM: {reason}")
     with slurm.Cluster() as cluster:
         yield cluster
