@@ -18,7 +18,8 @@ what a network for photographs sees.
 - Normalisation: as in v1, mean and deviation of the reference; v0 stretches both sets together
   to 0..7.457. So distances to two references have a scale each.
 - A feature that does not vary in the reference is dropped (as in v1), and `space` names it.
-- The value is the squared distance, as in v0; v1 publishes its logarithm.
+- The value is the squared distance, as in v0; v1 publishes its logarithm. Emphases of large zones
+  and long runs have heavy tails (patches with flat parts), and one of them can decide the value.
 
 Features agree with pyradiomics 3.0.1. Distances compare with each other, and with a published FRD
 only where features, bins and normalisation are these.

@@ -46,9 +46,11 @@ LINES = {
 
 
 def epsilon_text(point: pd.Series) -> str:
-    """Epsilon of a point as a label: patch level, the published claim beside it if it has one."""
+    """Epsilon of a point's own unit as a label, the published claim beside it if it has one."""
     if np.isinf(point.epsilon):
         return "ε = ∞"
+    if point.unit == "patient":
+        return f"ε = {point.epsilon_patient:.3g}\nper patient"
     text = f"ε = {point.epsilon:.3g}"
     if pd.notna(point.epsilon_published):
         text += f"\n(claimed {point.epsilon_published:.2g})"
@@ -156,7 +158,7 @@ def figure_4(points: pd.DataFrame, root: Path, cohort: str) -> Figure:
     shown = ordered(points)
     columns = min(len(shown), 4)
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.7 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(2.4 * columns, 3.1 * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -392,7 +394,7 @@ def _privacy_axis(axis: Axes, shown: pd.DataFrame, label: str) -> None:
     axis.set_xticks(range(len(shown)), [epsilon_text(point) for _, point in shown.iterrows()])
     axis.set_xlim(-0.6, max(len(shown), 1) - 0.4)
     axis.set_ylabel(label)
-    axis.set_xlabel("epsilon per patch, from no privacy to more privacy")
+    axis.set_xlabel("epsilon (per patch unless said), from no privacy to more privacy")
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
