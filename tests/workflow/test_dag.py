@@ -278,7 +278,8 @@ def test_the_page_works_in_a_browser_and_asks_the_network_nothing(project, tmp_p
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr
-    assert "again: snakemake --cores all results/first/" in done.stdout
+    again = "again: snakemake --cores all --configfile tests/fixtures/tiny.yaml -- results/first/"
+    assert again in done.stdout
     table = done.stdout[done.stdout.index('id="frontier"') :]
     rows = re.findall(r"<tr><td>.*?</tr>", table[: table.index("</table>")], re.S)
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.S) for row in rows]
