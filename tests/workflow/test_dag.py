@@ -288,7 +288,7 @@ def test_the_page_works_in_a_browser_and_asks_the_network_nothing(project, tmp_p
     assert 'aria-sort="descending"' in table
     asked = re.findall(r'"url":"(https?://[^"]+)"', (tmp_path / "net.json").read_text())
     # The browser itself asks its maker for the time, accounts and updates; the page asks nobody.
-    own = re.compile(r"https://[\w.]+\.(google|googleapis)\.com/")
+    own = re.compile(r"https?://[\w.]+\.(google|googleapis)\.com/")
     assert not [address for address in asked if not own.match(address)]
 
 
