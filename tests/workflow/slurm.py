@@ -26,10 +26,8 @@ from pathlib import Path
 
 import psutil
 import yaml
+from projects import SNAKEMAKE, copy_project
 
-ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "config", "profiles", "workflow", "tests/fixtures")
-SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
 SYSTEM = Path("/etc/slurm")  # jobs find slurm.conf nowhere else: Snakemake strips SLURM_CONF
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "squeue", "scontrol")
 
@@ -198,15 +196,9 @@ WEIGHTS = f"{POINT}/generator/weights.safetensors"
 SAVE = "seconds_between_saves: float = 60.0"
 
 
-def copy_project(place: Path, data: Path | None = None) -> Path:
+def copy_study(place: Path, data: Path | None = None) -> Path:
     """A fresh copy of the project, with the small study, and with finished data if there are any."""
-    for part in PARTS:
-        source, target = ROOT / part, place / part
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+    copy_project(place)
     (place / "study.yaml").write_text(yaml.safe_dump(STUDY))
     if data is not None:
         shutil.copytree(data / "results/first/data", place / "results/first/data")
@@ -270,7 +262,7 @@ def planned(output: str) -> int:
 
 def study(cluster: Cluster, place: Path) -> str:
     """The small study reaches its report, in fewer SLURM jobs than it has rules to run."""
-    status, output = finish(fit(copy_project(place)), "slurm")
+    status, output = finish(fit(copy_study(place)), "slurm")
     assert status == 0, output[-4000:]
     assert (place / "results/report/index.html").stat().st_size > 50_000
     assert submitted(output) < planned(output)
@@ -282,8 +274,8 @@ def study(cluster: Cluster, place: Path) -> str:
 
 def faults(cluster: Cluster, place: Path) -> str:
     """Trainings whose node fails, and one that is cancelled, end with an undisturbed run's bytes."""
-    whole = _often(copy_project(place / "whole", place))
-    place = _often(fit(copy_project(place / "faults", place)))
+    whole = _often(copy_study(place / "whole", place))
+    place = _often(fit(copy_study(place / "faults", place)))
     longer = ("--config", "generators={wgan: {generator_updates: 400}}")
     targets = [WEIGHTS.format(seed) for seed in (1, 2)]
     with (
@@ -350,7 +342,7 @@ def _job_of(seed: int) -> str:
 def too_many(cluster: Cluster, place: Path) -> str:
     """Asking for more GPUs than there are is refused at once, with SLURM's words; else the
     profiles stand as they are, and what they ask for can be read."""
-    place = copy_project(place / "too-many", place)
+    place = copy_study(place / "too-many", place)
     target = WEIGHTS.format(3)
     for profile, asked in (("slurm", ["gpu=9"]), ("slurm-gres", ["gpu=0", "gres=gpu:9"])):
         resources = [f"train_generator:{one}" for one in asked]
@@ -365,7 +357,7 @@ def too_many(cluster: Cluster, place: Path) -> str:
 
 def no_gpu(cluster: Cluster, place: Path) -> str:
     """A job that asked for a GPU and sees none fails before it works, with both profiles."""
-    place = fit(copy_project(place / "no-gpu", place), require_gpu=1)
+    place = fit(copy_study(place / "no-gpu", place), require_gpu=1)
     for profile in ("slurm", "slurm-gres"):
         status, output = finish(place, profile, "--retries", "0", "--", WEIGHTS.format(3))
         assert status != 0
@@ -379,12 +371,12 @@ CHECKS = (study, faults, too_many, no_gpu)
 
 def whole(cluster: Cluster, place: Path) -> str:
     """The tiny study as it is, on the cluster."""
-    return _whole(fit(copy_project(place / "grouped")))
+    return _whole(fit(copy_study(place / "grouped")))
 
 
 def ungrouped(cluster: Cluster, place: Path) -> str:
     """The same without groups."""
-    return _whole(fit(copy_project(place / "ungrouped"), "groups"))
+    return _whole(fit(copy_study(place / "ungrouped"), "groups"))
 
 
 def _whole(place: Path) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from projects import SNAKEMAKE, TINY, copy_project, rules_of, snakemake
 
+from veil import artifacts
+
 DATA = "results/first/data"
 POINT = "results/first/wgan/sigma-2/seed-0"
 WEIGHTS = f"{POINT}/generator/weights.safetensors"
@@ -203,9 +205,9 @@ def test_an_orphan_of_a_killed_driver_is_not_trained_beside(project):
         assert "Traceback" not in done.stdout
     finally:
         os.killpg(run.pid, 9)
-    # Once the orphan is ended, the training goes on.
-    with started(project, WEIGHTS) as run:
-        os.killpg(run.pid, 9)
+    # Once the orphan is ended the lock is free, or this raises.
+    with artifacts.alone(project / POINT / "generator/.state.lock"):
+        pass
 
 
 # ------------------------------------------------------------------ clocks
