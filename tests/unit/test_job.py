@@ -1,7 +1,9 @@
-"""What every entry point does: here, what a job does that was promised a GPU."""
+"""What every entry point does: with a GPU that was promised, with inputs from the future."""
 
 from __future__ import annotations
 
+import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -40,10 +42,21 @@ def test_it_says_what_is_missing_and_what_is_allowed(monkeypatch, caplog):
     assert run({"gpu": 1, "require_gpu": 1})
 
 
-def run(resources):
+def test_an_input_of_a_clock_that_runs_ahead_is_waited_for_or_refused(tmp_path, caplog):
+    path = tmp_path / "pairs.npy"
+    path.write_bytes(b"0")
+    os.utime(path, (0, time.time() + 1.5))
+    start = path.stat().st_mtime
+    assert run({}, path) and time.time() >= start
+    os.utime(path, (0, time.time() + 86400))
+    assert not run({}, path)
+    assert f"{path}: last written at " in caplog.text and "`touch` it" in caplog.text
+
+
+def run(resources, *inputs):
     """Whether a job with these resources comes to its work."""
     snakemake = SimpleNamespace(
-        log=[], input=[], output=[], threads=1, rule="train_generator", resources=resources
+        log=[], input=inputs, output=[], threads=1, rule="train_generator", resources=resources
     )
     try:
         with job.running(snakemake):

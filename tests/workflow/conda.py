@@ -36,7 +36,6 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "config", "profiles", "workflow", "tests/fixtures")
 TARGET = "results/first/wgan/sigma-2/seed-0/scores/segmentation.tsv"
 CHANGED = "Software environment definition has changed"
 RATTLER = "py-rattler==0.28.0"
@@ -205,10 +204,9 @@ def make_base(base: Path) -> None:
 
 def make_project(place: Path, names: list[str]) -> None:
     """A copy of the project with one more rule, which says where its imports come from."""
-    place.mkdir()
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
-        copy(ROOT / part, place / part)
+    from projects import copy_project  # not at the top: the stand-in runs without this folder
+
+    copy_project(place)
     with (place / "Snakefile").open("a") as file:
         file.write(PROBE.format(names=names))
     (place / "workflow/scripts/probe.py").write_text(PROBE_SCRIPT)

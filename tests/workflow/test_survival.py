@@ -221,6 +221,18 @@ def test_results_from_the_future_are_used_and_not_trained_again(project):
     assert "train_generator" not in rules_of(snakemake(project, "-n", *TINY, "--", WEIGHTS).stdout)
 
 
+def test_what_reads_a_result_from_the_future_is_refused_before_it_works(project):
+    """Snakemake by itself would work first, and delete what came of it."""
+    (project / WEIGHTS).unlink()
+    patches = project / DATA / "patches.npy"
+    ahead = time.time() + 86400
+    os.utime(patches, (ahead, ahead))
+    done = snakemake(project, *TINY, "--", WEIGHTS)
+    assert done.returncode and f"{DATA}/patches.npy: last written at" in done.stdout
+    os.utime(patches)
+    assert snakemake(project, *TINY, "--", WEIGHTS).returncode == 0
+
+
 def test_lost_bookkeeping_trains_nothing_again(project):
     shutil.rmtree(project / ".snakemake")
     done = snakemake(project, *TINY, "--", f"{POINT}/synthetic/pairs.npy")

@@ -3,7 +3,8 @@
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from veil.volumes import VolumeError
 EXPECTED = (CohortError, VolumeError, artifacts.ArtifactError, OSError)
 # A bundle's own list of checksums: no seal goes into a bundle.
 OWN_SUMS = "SHA256SUMS"
+SKEW = 60  # seconds that clocks of one cluster may differ
 log = logging.getLogger("veil")
 
 
@@ -30,6 +32,22 @@ def check_gpu(snakemake) -> None:  # type: ignore[no-untyped-def]
                       "allowed is also the CPU, with `require_gpu: 0` in the profile",
                       snakemake.rule, torch.__version__)  # fmt: skip
             sys.exit(1)
+
+
+def check_times(inputs: Iterable[Path]) -> None:
+    """Wait until the times of all inputs have passed; ArtifactError if one lies far ahead.
+
+    Snakemake deletes what was made of a file that seems newer, however long that took.
+    """
+    for path in filter(Path.exists, inputs):
+        ahead = path.stat().st_mtime - time.time()
+        if ahead > SKEW:
+            written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+            raise artifacts.ArtifactError(
+                f"{path}: last written at {written}, which has not come yet; allowed is a time "
+                "that has passed: `touch` it, or set the clock of the machine that wrote it"
+            )
+        time.sleep(max(ahead, 0.0))
 
 
 @contextmanager
@@ -49,8 +67,10 @@ def running(snakemake, state: Path | None = None) -> Iterator[None]:  # type: ig
     check_gpu(snakemake)
     try:
         with artifacts.alone(state.with_name(f".{state.name}.lock")) if state else nullcontext():
+            inputs = [Path(name) for name in snakemake.input]
+            check_times(inputs)
             # Folders of scans are verified by the job that checks them, not by all that read some.
-            for path in filter(Path.is_file, map(Path, snakemake.input)):
+            for path in filter(Path.is_file, inputs):
                 artifacts.check_seal(path)
             yield
             for path in map(Path, snakemake.output):
