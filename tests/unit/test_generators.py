@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from veil import artifacts, config, generators
+from veil import artifacts, config, generators, training
 from veil.generators import diffusion, fitted, wgan
 from veil.generators.phantom import cut_from
 from veil.privacy import clipping
@@ -124,25 +128,34 @@ def test_fit_save_load_sample(tmp_path, pairs, settings, level):
     assert (fresh.sample(20, seed=4, device=CPU, threads=1) != first).any()
 
 
+@contextmanager
+def ended_in_step(number):
+    """Within, a run saves after every step and is ended in this one."""
+
+    def record(loop, values):
+        if values["step"] == number:
+            raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+        hours = itertools.count(0, 3600)
+        patch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(hours)))
+        patch.setattr(training.Loop, "_record", record)
+        yield
+
+
 @pytest.mark.parametrize(
-    ("settings", "shorter"),
-    [
-        (TINY, {"generator_updates": 2}),
-        (STARTED, {"generator_updates": 2}),
-        (DENOISER, {"steps": 2}),
-    ],
-    ids=["wgan", "wgan from phantoms", "diffusion"],
+    "settings", [TINY, STARTED, DENOISER], ids=["wgan", "wgan from phantoms", "diffusion"]
 )
-def test_resuming_changes_nothing(tmp_path, pairs, settings, shorter):
+def test_resuming_changes_nothing(tmp_path, pairs, settings):
     given = task(settings, "sigma-1")
     start = started(given, tmp_path)
-    whole, halves = (generators.build(given, pairs, start) for _ in range(2))
+    whole, first, second = (generators.build(given, pairs, start) for _ in range(3))
     whole.fit(tmp_path / "whole", CPU, {})
-    short = task(settings.model_copy(update=shorter), "sigma-1")
-    generators.build(short, pairs, start).fit(tmp_path / "halves", CPU, {})
-    halves.fit(tmp_path / "halves", CPU, {})
+    with ended_in_step(3):
+        first.fit(tmp_path / "halves", CPU, {})
+    second.fit(tmp_path / "halves", CPU, {})
     for name, tensor in whole.weights().items():
-        assert torch.equal(tensor, halves.weights()[name]), name
+        assert torch.equal(tensor, second.weights()[name]), name
 
 
 def test_real_hands_patches_through(pairs):
@@ -178,8 +191,8 @@ def test_every_registered_generator_builds():
 def test_resuming_a_start_changes_nothing(tmp_path, settings):
     given = task(settings)
     whole = generators.build(given).learn_start(tmp_path / "whole", CPU, {})
-    short = settings.model_copy(update={"public_steps": 2, "public_updates": 1})
-    generators.build(task(short)).learn_start(tmp_path / "halves", CPU, {})
+    with ended_in_step(2):
+        generators.build(given).learn_start(tmp_path / "halves", CPU, {})
     halves = generators.build(given).learn_start(tmp_path / "halves", CPU, {})
     for name, tensor in whole.items():
         assert torch.equal(tensor, halves[name]), name
@@ -276,6 +289,28 @@ def test_copies_of_a_record_count_as_one(pairs):
 
     sums, _ = clipping.clipped_sum(generator.network, losses, 1, 1e-3, rows=16)
     assert torch.stack([part.norm() for part in sums]).norm() == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["public", "private"])
+def test_both_stages_rise_and_fall(tmp_path, pairs, monkeypatch, stage):
+    """The rates that Adam is given, over twenty steps of each stage."""
+    rates = []
+    step = torch.optim.Adam.step
+
+    def noting(optimiser):
+        rates.append(optimiser.param_groups[0]["lr"])
+        step(optimiser)
+
+    changes = {"public_steps": 20, "steps": 20, "public_rate": 0.2, "learning_rate": 0.2}
+    given = task(DENOISER.model_copy(update=changes), "sigma-1")
+    start = started(given, tmp_path) if stage == "private" else None
+    monkeypatch.setattr(torch.optim.Adam, "step", noting)
+    if start:
+        generators.build(given, pairs, start).fit(tmp_path / "state", CPU, {})
+    else:
+        generators.build(given).learn_start(tmp_path / "state", CPU, {})
+    wanted = [0.1 * min((n + 1) / 2, 1) * (1 + math.cos(math.pi * n / 20)) for n in range(20)]
+    assert rates == pytest.approx(wanted)
 
 
 def test_private_steps_see_the_part_of_the_schedule_they_are_told():

@@ -86,6 +86,7 @@ class Diffusion(PrivateGenerator):
             mechanism=mechanism,
             pairs=pairs,
             owners=owners,
+            steps=self.steps,
             seed=self.task.seed,
             device=device,
         )
@@ -122,6 +123,7 @@ class Diffusion(PrivateGenerator):
             mechanism=watched,
             pairs=canaries,
             owners=owners,
+            steps=self.steps,
             seed=derive_seed(self.task.seed, "rehearsal"),
             device=torch.device("cpu"),
         )
@@ -326,14 +328,19 @@ class Lesson(ABC):
         objective: Objective,
         *,
         settings: config.DiffusionGenerator,
-        optimiser: torch.optim.Optimizer,
+        tuned: list[nn.Parameter],
+        rate: float,
+        steps: int,
         seed: int,
         device: torch.device,
         before: int = 0,
     ):
-        """`before` counts steps that the network has behind it: its average is that much slower."""
+        """`tuned` are the parameters that move, at `rate`, in `steps` steps. `before` counts steps
+        that the network has behind it: its average is that much slower."""
         self.network, self.objective, self.settings = network, objective, settings
-        self.optimiser, self.device, self.before, self.taken = optimiser, device, before, 0
+        self.tuned, self.rate, self.steps = tuned, rate, steps
+        self.optimiser = torch.optim.Adam(tuned, rate)
+        self.device, self.before, self.taken = device, before, 0
         self.average = copy.deepcopy(network)
         self.random = torch.Generator().manual_seed(seed)
 
@@ -342,6 +349,9 @@ class Lesson(ABC):
         """Move the network by one step and return its loss."""
 
     def step(self) -> dict[str, float]:
+        if self.settings.schedule == "cosine":
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.rate * training.cosine(self.taken, self.steps)
         loss = self.learn()
         self.taken += 1
         done = self.before + self.taken
@@ -384,9 +394,9 @@ class PublicLesson(Lesson):
         device: torch.device,
     ):
         super().__init__(
-            network, objective, settings=settings, device=device,
-            optimiser=torch.optim.Adam(network.parameters(), settings.public_rate),
-            seed=derive_seed(seed, "public rows"),
+            network, objective, settings=settings, tuned=list(network.parameters()),
+            rate=settings.public_rate, steps=settings.public_steps,
+            seed=derive_seed(seed, "public rows"), device=device,
         )  # fmt: skip
         self.pairs = pairs
 
@@ -414,18 +424,17 @@ class PrivateLesson(Lesson):
         mechanism: Mechanism | Unprotected,
         pairs: np.ndarray | Canaries,
         owners: list[np.ndarray] | None,
+        steps: int,
         seed: int,
         device: torch.device,
     ):
-        """`tuned` are the parameters that move, `owners` each patient's rows of `pairs` if the
-        unit is a patient."""
+        """`owners` are each patient's rows of `pairs` if the unit is a patient."""
         super().__init__(
-            network, objective, settings=settings, device=device,
-            optimiser=torch.optim.Adam(tuned, settings.learning_rate),
-            seed=derive_seed(seed, "rows"),
-            before=settings.public_steps if settings.public else 0,
+            network, objective, settings=settings, tuned=tuned,
+            rate=settings.learning_rate, steps=steps, seed=derive_seed(seed, "rows"),
+            device=device, before=settings.public_steps if settings.public else 0,
         )  # fmt: skip
-        self.mechanism, self.pairs, self.owners, self.tuned = mechanism, pairs, owners, tuned
+        self.mechanism, self.pairs, self.owners = mechanism, pairs, owners
         network.requires_grad_(False)
         for parameter in tuned:
             parameter.requires_grad_(True)
