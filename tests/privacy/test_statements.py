@@ -137,7 +137,7 @@ def lesson(pairs, unit="patch", script=None, steps=3, **changes):
     taught = diffusion.PrivateLesson(
         network, OwnCoins(settings), settings=settings, tuned=list(network.parameters()),
         mechanism=mechanism, pairs=pairs, owners=owners_of(pairs) if unit == "patient" else None,
-        steps=steps, seed=1, device=CPU,
+        seed=1, device=CPU,
     )  # fmt: skip
     for _ in range(steps):
         taught.step()

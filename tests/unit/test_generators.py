@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -289,28 +288,6 @@ def test_copies_of_a_record_count_as_one(pairs):
 
     sums, _ = clipping.clipped_sum(generator.network, losses, 1, 1e-3, rows=16)
     assert torch.stack([part.norm() for part in sums]).norm() == pytest.approx(1e-3, rel=1e-4)
-
-
-@pytest.mark.parametrize("stage", ["public", "private"])
-def test_both_stages_rise_and_fall(tmp_path, pairs, monkeypatch, stage):
-    """The rates that Adam is given, over twenty steps of each stage."""
-    rates = []
-    step = torch.optim.Adam.step
-
-    def noting(optimiser):
-        rates.append(optimiser.param_groups[0]["lr"])
-        step(optimiser)
-
-    changes = {"public_steps": 20, "steps": 20, "public_rate": 0.2, "learning_rate": 0.2}
-    given = task(DENOISER.model_copy(update=changes), "sigma-1")
-    start = started(given, tmp_path) if stage == "private" else None
-    monkeypatch.setattr(torch.optim.Adam, "step", noting)
-    if start:
-        generators.build(given, pairs, start).fit(tmp_path / "state", CPU, {})
-    else:
-        generators.build(given).learn_start(tmp_path / "state", CPU, {})
-    wanted = [0.1 * min((n + 1) / 2, 1) * (1 + math.cos(math.pi * n / 20)) for n in range(20)]
-    assert rates == pytest.approx(wanted)
 
 
 def test_private_steps_see_the_part_of_the_schedule_they_are_told():

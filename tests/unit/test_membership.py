@@ -135,10 +135,18 @@ def test_screens_see_copies_and_nothing_else(population, rng):
 
 
 def test_the_most_alike_pair_is_found(population):
-    train = membership.embed(population[0]["train"])
-    mixed = np.concatenate([membership.embed(population[0]["test"]), train[17:18] + 1e-4])
-    first, second = membership.most_alike(mixed, train, 3)
+    """A copy with noise, and not the empty patches that all patients have."""
+    train, held_out, others = (
+        np.concatenate(
+            [membership.embed(population[0][name]), np.zeros((1, 2 * membership.EDGE**2))]
+        )
+        for name in ("train", "test", "validation")
+    )
+    mixed = np.concatenate([others, train[17:18] + 1e-2]).astype(np.float32)
+    sets = (mixed, train.astype(np.float32), held_out.astype(np.float32))
+    first, second = membership.most_alike(*sets, 3)
     assert (first[0], second[0]) == (len(mixed) - 1, 17)
+    assert len(others) - 1 not in first
 
 
 def test_memory_and_order_do_not_change_distances(rng):

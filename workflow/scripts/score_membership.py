@@ -36,6 +36,8 @@ with job.running(snakemake):
     features = {name: similarity.features(some) for name, some in pairs.items()}
     screens = {"pixels": pixels, similarity.FEATURES: features}
     artifacts.write_table(Path(outputs.memorisation), membership.screens(screens, owners["train"]))
-    first, second = membership.most_alike(pixels["synthetic"], pixels["train"], SHOWN)
+    first, second = membership.most_alike(
+        *(pixels[name] for name in ("synthetic", "train", "test")), SHOWN
+    )
     closest = np.concatenate([pairs["synthetic"][first], pairs["train"][second]])
     artifacts.save_pairs(Path(outputs.closest), closest)

@@ -429,9 +429,6 @@ class DiffusionGenerator(Model):
     grows with the number of weights, and so does what can be learned."""
     timesteps: Range = (0.0, 1.0)
     """Part of the noise schedule, from clean to noise, that private steps draw from."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Both rates over their steps: `constant`, or rising over a tenth of them and then falling to
-    0 by half a `cosine`, which is better where steps are few."""
     flips: bool = True
     """Mirror pairs at random along both axes."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.99

@@ -32,7 +32,6 @@ from veil import artifacts
 log = logging.getLogger("veil")
 HISTORY, PROGRESS = "history.jsonl", "progress.json"
 SECONDS_BETWEEN_LINES = 30
-WARM_UP = 0.1  # of the steps of a cosine schedule
 
 
 class Trainee(Protocol):
@@ -143,15 +142,6 @@ class Loop:
             except ValueError:
                 continue
         artifacts.write_text(self.history, "".join(kept))
-
-
-def cosine(taken: int, steps: int) -> float:
-    """Share of the full learning rate after `taken` of `steps` steps: up over a tenth, then down to 0.
-
-    The fall is half a cosine (Loshchilov and Hutter 2017).
-    """
-    risen = min((taken + 1) / (WARM_UP * steps), 1.0)
-    return risen * (1 + math.cos(math.pi * taken / steps)) / 2
 
 
 def duration(seconds: float) -> str:

@@ -31,6 +31,8 @@ EDGE = 24
 NEIGHBOURS = 5
 RATES = (0.01, 0.001)
 CONFIDENCE = 0.95
+SLIGHT = 0.05
+"""Distance between embedded pairs that says nothing: that of one pixel by a twentieth."""
 WITH_WEIGHTS = "reconstruction, with the weights"
 
 
@@ -223,11 +225,16 @@ def memorisation(
 
 
 def most_alike(
-    synthetic: np.ndarray, train: np.ndarray, count: int
+    synthetic: np.ndarray, train: np.ndarray, held_out: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the synthetic points that are nearest to a training point, and of those."""
+    """Rows of the synthetic points that are most like a training point, and of those.
+
+    The distance counts against that to the nearest held-out point: an empty patch is near to one
+    of everybody's, and copies none.
+    """
     distance, closest = closest_of(synthetic, train)
-    first = np.argsort(distance, kind="stable")[:count]
+    usual, _ = closest_of(synthetic, held_out)
+    first = np.argsort((distance + SLIGHT) / (usual + SLIGHT), kind="stable")[:count]
     return first, closest[first]
 
 

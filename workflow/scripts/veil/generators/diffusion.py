@@ -86,7 +86,6 @@ class Diffusion(PrivateGenerator):
             mechanism=mechanism,
             pairs=pairs,
             owners=owners,
-            steps=self.steps,
             seed=self.task.seed,
             device=device,
         )
@@ -123,7 +122,6 @@ class Diffusion(PrivateGenerator):
             mechanism=watched,
             pairs=canaries,
             owners=owners,
-            steps=self.steps,
             seed=derive_seed(self.task.seed, "rehearsal"),
             device=torch.device("cpu"),
         )
@@ -328,19 +326,14 @@ class Lesson(ABC):
         objective: Objective,
         *,
         settings: config.DiffusionGenerator,
-        tuned: list[nn.Parameter],
-        rate: float,
-        steps: int,
+        optimiser: torch.optim.Optimizer,
         seed: int,
         device: torch.device,
         before: int = 0,
     ):
-        """`tuned` are the parameters that move, at `rate`, in `steps` steps. `before` counts steps
-        that the network has behind it: its average is that much slower."""
+        """`before` counts steps that the network has behind it: its average is that much slower."""
         self.network, self.objective, self.settings = network, objective, settings
-        self.tuned, self.rate, self.steps = tuned, rate, steps
-        self.optimiser = torch.optim.Adam(tuned, rate)
-        self.device, self.before, self.taken = device, before, 0
+        self.optimiser, self.device, self.before, self.taken = optimiser, device, before, 0
         self.average = copy.deepcopy(network)
         self.random = torch.Generator().manual_seed(seed)
 
@@ -349,9 +342,6 @@ class Lesson(ABC):
         """Move the network by one step and return its loss."""
 
     def step(self) -> dict[str, float]:
-        if self.settings.schedule == "cosine":
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.rate * training.cosine(self.taken, self.steps)
         loss = self.learn()
         self.taken += 1
         done = self.before + self.taken
@@ -394,9 +384,9 @@ class PublicLesson(Lesson):
         device: torch.device,
     ):
         super().__init__(
-            network, objective, settings=settings, tuned=list(network.parameters()),
-            rate=settings.public_rate, steps=settings.public_steps,
-            seed=derive_seed(seed, "public rows"), device=device,
+            network, objective, settings=settings, device=device,
+            optimiser=torch.optim.Adam(network.parameters(), settings.public_rate),
+            seed=derive_seed(seed, "public rows"),
         )  # fmt: skip
         self.pairs = pairs
 
@@ -424,17 +414,18 @@ class PrivateLesson(Lesson):
         mechanism: Mechanism | Unprotected,
         pairs: np.ndarray | Canaries,
         owners: list[np.ndarray] | None,
-        steps: int,
         seed: int,
         device: torch.device,
     ):
-        """`owners` are each patient's rows of `pairs` if the unit is a patient."""
+        """`tuned` are the parameters that move, `owners` each patient's rows of `pairs` if the
+        unit is a patient."""
         super().__init__(
-            network, objective, settings=settings, tuned=tuned,
-            rate=settings.learning_rate, steps=steps, seed=derive_seed(seed, "rows"),
-            device=device, before=settings.public_steps if settings.public else 0,
+            network, objective, settings=settings, device=device,
+            optimiser=torch.optim.Adam(tuned, settings.learning_rate),
+            seed=derive_seed(seed, "rows"),
+            before=settings.public_steps if settings.public else 0,
         )  # fmt: skip
-        self.mechanism, self.pairs, self.owners = mechanism, pairs, owners
+        self.mechanism, self.pairs, self.owners, self.tuned = mechanism, pairs, owners, tuned
         network.requires_grad_(False)
         for parameter in tuned:
             parameter.requires_grad_(True)

@@ -17,6 +17,7 @@ from veil import artifacts, config, training
 ROTATION = math.radians(30)
 SHEAR = math.radians(20)
 ADAM_EPS = 1e-4
+WARM_UP = 0.1  # of the steps of a cosine schedule
 
 
 class Dropout(nn.Module):
@@ -199,10 +200,11 @@ class _Training:
 
     def _set_rate(self) -> None:
         if self.settings.schedule == "cosine":
+            done = self.taken / self.settings.steps
             # Without the slow start quick rates run into "no foreground at all", and stay there.
-            share = training.cosine(self.taken, self.settings.steps)
+            risen = min((self.taken + 1) / (WARM_UP * self.settings.steps), 1.0)
             for group in self.optimiser.param_groups:
-                group["lr"] = self.rate * share
+                group["lr"] = self.rate * risen * (1 + math.cos(math.pi * done)) / 2
 
     def state(self) -> dict[str, Tensor]:
         packed = training.pack(network=self.network, optimiser=self.optimiser, random=self.random)
