@@ -1,10 +1,11 @@
 """How long the DAG takes to plan and to look over again, by the number of its points.
 
-    .venv/bin/python benchmarks/dag_scale.py [--points 100 1000 10000] [--plan-only]
+    .venv/bin/python benchmarks/dag_scale.py [--points 100 1000] [--plan-only] [--batches 10]
 
 For each size, in a copy of the project: a dry run from nothing; then every result is put in place
 as an empty file, `--touch` marks it as made, which schedules every job without running it, and a
-dry run says that there is nothing to do. Prints Markdown for docs/benchmarks.md.
+dry run says that there is nothing to do. With batches, only the first of them is planned
+(`--batch gather_scores=1/N -- gather_scores`). Prints Markdown for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def copy_project(place: Path, points: int) -> None:
 
 def run(place: Path, *arguments: str) -> tuple[str, float, float, float]:
     """Snakemake's output, CPU seconds, seconds and peak memory in MB."""
-    command = [str(SNAKEMAKE), "--cores", "2", *arguments, "--configfile", "scale.yaml"]
+    command = [str(SNAKEMAKE), "--cores", "2", "--configfile", "scale.yaml", *arguments]
     with tempfile.TemporaryFile("w+") as file:
         start = time.monotonic()
         job = subprocess.Popen(command, cwd=place, stdout=file, stderr=subprocess.STDOUT)
@@ -64,18 +65,20 @@ def put_in_place(place: Path) -> int:
     return len(rows)
 
 
-def measure(points: int, plan_only: bool) -> str:
+def measure(points: int, plan_only: bool, batches: int) -> str:
     """One row of the table."""
+    part = ("--batch", f"gather_scores=1/{batches}", "--", "gather_scores") if batches > 1 else ()
+    shown = f"{points:,}" + (f", first of {batches} batches" if part else "")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         copy_project(place, points)
-        text, cpu, seconds, memory = run(place, "-n", "--quiet", "rules")
+        text, cpu, seconds, memory = run(place, "-n", "--quiet", "rules", *part)
         jobs = int(text.rsplit("\ntotal", 1)[1].split()[0])
         row = (
-            f"| {points:,} | {jobs:,} | {cpu:.0f} s | {seconds:.0f} s | {memory:.0f} MB "
+            f"| {shown} | {jobs:,} | {cpu:.0f} s | {seconds:.0f} s | {memory:.0f} MB "
             f"| {1e3 * cpu / jobs:.1f} ms |"
         )
-        if plan_only:
+        if plan_only or part:
             return f"{row} - | - |"
         put_in_place(place)
         _, scheduling, *_ = run(place, "--touch", "--quiet", "all")
@@ -89,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--batches", type=int, default=1)
     options = parser.parse_args()
     print(
         "| points | jobs | plan, CPU | wall | memory | plan, CPU a job | schedule, CPU a job "
@@ -96,7 +100,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for points in options.points:
-        print(measure(points, options.plan_only), flush=True)
+        print(measure(points, options.plan_only, options.batches), flush=True)
 
 
 if __name__ == "__main__":

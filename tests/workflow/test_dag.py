@@ -54,6 +54,18 @@ def test_the_whole_paper_dry_runs(fresh):
     assert counts["score_segmentation"] == points
 
 
+def test_a_batch_of_the_whole_paper_plans_its_share(fresh):
+    """As docs/cluster.md has it for very large studies."""
+    paper = ("--configfile", "config/studies/kossen2022.yaml")
+    trained = []
+    for part in ("1/7", "2/7"):
+        done = snakemake(fresh, "-n", *paper, "--batch", f"gather_scores={part}", "--",
+                         "gather_scores")  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:]
+        trained.append(rules_of(done.stdout)["train_generator"])
+    assert all(9 <= count <= 13 for count in trained)  # of 73; a point may lie in two parts
+
+
 def test_real_angiograms_dry_run(fresh, real_data):
     done = snakemake(
         fresh,
