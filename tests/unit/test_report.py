@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from veil.report import figures, tables
+from veil.report import figures, page, tables
 
 
 def study(**scores):
@@ -45,6 +45,12 @@ def test_no_floor_no_gain_and_undefined_distances_stay_undefined():
     assert table.gain.isna().all()
     assert np.isnan(table.bahd_voxel["wgan"])
     assert table.dsc["wgan"] == 0
+
+
+def test_a_spread_is_shown_where_there_is_one():
+    assert page.spread(0.7264, 0.0319) == "0.73 ± 0.03"
+    assert page.spread(0.7264, float("nan"), 3) == "0.726"
+    assert page.spread(float("nan"), float("nan")) == "–"
 
 
 def test_figure_places_zero_and_infinity_beside_the_axis():

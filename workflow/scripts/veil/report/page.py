@@ -59,7 +59,7 @@ def write(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "epsilon": epsilon}
+    environment.filters |= {"number": number, "spread": spread, "epsilon": epsilon}
     rows = {
         "points": shown.points,
         "audits": shown.audits,
@@ -95,8 +95,8 @@ def detail(row: pd.Series, cohort: str, command: str) -> str:
     place = f"results/{cohort}/{row.generator}/{row.privacy}/seed-0"
     return "\n".join(
         [
-            f"{row.generator} {row.privacy}: DSC {number(row.dsc, 3)} ± {number(row.dsc_sd, 3)} "
-            f"({row.seeds} seeds), gain {number(row.gain, 3)} ± {number(row.gain_sd, 3)}",
+            f"{row.generator} {row.privacy}: DSC {spread(row.dsc, row.dsc_sd, 3)} "
+            f"({row.seeds} seeds), gain {spread(row.gain, row.gain_sd, 3)}",
             f"ε = {epsilon(row.epsilon_patient)} per patient, {epsilon(row.epsilon)} per patch",
             f"ledger: {place}/generator/privacy.json",
             f"again: {command} {place}/scores/segmentation.tsv",
@@ -107,6 +107,12 @@ def detail(row: pd.Series, cohort: str, command: str) -> str:
 def number(value: Any, digits: int = 2) -> str:
     """A score for a table; a missing one as a dash."""
     return "–" if pd.isna(value) else f"{float(value):.{digits}f}"
+
+
+def spread(mean: Any, deviation: Any, digits: int = 2) -> str:
+    """A mean ± its deviation, or alone where there is none, as of one seed."""
+    shown = number(mean, digits)
+    return shown if pd.isna(deviation) else f"{shown} ± {number(deviation, digits)}"
 
 
 def epsilon(value: Any) -> str:
