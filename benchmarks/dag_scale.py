@@ -1,10 +1,10 @@
 """How long the DAG takes to plan and to look over again, by the number of its points.
 
-    .venv/bin/python benchmarks/dag_scale.py [--points 100 1000] [--plan-only] [--batches 10]
+    .venv/bin/python benchmarks/dag_scale.py [--points 100 1000] [--without schedule] [--batches 10]
 
 For each size, in a copy of the project: a dry run from nothing; then every result is put in place
-as an empty file, `--touch` marks it as made, which schedules every job without running it, and a
-dry run says that there is nothing to do. With batches, only the first of them is planned
+as an empty file, and a dry run says that there is nothing to do, as in a fresh clone; at last
+`--touch` schedules every job without running it. With batches, only the first of them is planned
 (`--batch gather_scores=1/N -- gather_scores`). Prints Markdown for docs/benchmarks.md.
 """
 
@@ -52,7 +52,7 @@ def run(place: Path, *arguments: str) -> tuple[str, float, float, float]:
 
 
 def put_in_place(place: Path) -> int:
-    """Every output that a summary names, empty; how many jobs make them is for the caller."""
+    """Every output that a summary names, empty and of one time; how many there are."""
     text, *_ = run(place, "--summary")
     rows = [line.split("\t") for line in text.splitlines() if line.startswith("results/")]
     for name in (row[0] for row in rows):
@@ -62,10 +62,13 @@ def put_in_place(place: Path) -> int:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+    now = time.time()
+    for path in (place / "results").rglob("*"):
+        os.utime(path, (now, now))
     return len(rows)
 
 
-def measure(points: int, plan_only: bool, batches: int) -> str:
+def measure(points: int, batches: int, without: list[str]) -> str:
     """One row of the table."""
     part = ("--batch", f"gather_scores=1/{batches}", "--", "gather_scores") if batches > 1 else ()
     shown = f"{points:,}" + (f", first of {batches} batches" if part else "")
@@ -78,20 +81,23 @@ def measure(points: int, plan_only: bool, batches: int) -> str:
             f"| {shown} | {jobs:,} | {cpu:.0f} s | {seconds:.0f} s | {memory:.0f} MB "
             f"| {1e3 * cpu / jobs:.1f} ms |"
         )
-        if plan_only or part:
-            return f"{row} - | - |"
-        put_in_place(place)
-        _, scheduling, *_ = run(place, "--touch", "--quiet", "all")
-        text, *again = run(place, "-n", "--quiet", "rules")
-        assert "Nothing to be done" in text, text[-2000:]
-    each = 1e3 * (scheduling - cpu) / jobs
-    return f"{row} {each:.1f} ms | {again[0]:.0f} s, {again[2]:.0f} MB |"
+        look = schedule = "-"
+        if not part and not {"look", "schedule"} <= set(without):
+            put_in_place(place)
+        if not part and "look" not in without:
+            text, *again = run(place, "-n", "--quiet", "rules")
+            assert "Nothing to be done" in text, text[-2000:]
+            look = f"{again[0]:.0f} s, {again[2]:.0f} MB"
+        if not part and "schedule" not in without:
+            _, both, *_ = run(place, "--touch", "--quiet", "all")
+            schedule = f"{1e3 * (both - cpu) / jobs:.1f} ms"
+    return f"{row} {schedule} | {look} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, nargs="+", default=[100, 1000])
-    parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--without", nargs="+", choices=["look", "schedule"], default=[])
     parser.add_argument("--batches", type=int, default=1)
     options = parser.parse_args()
     print(
@@ -100,7 +106,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for points in options.points:
-        print(measure(points, options.plan_only, options.batches), flush=True)
+        print(measure(points, options.batches, options.without), flush=True)
 
 
 if __name__ == "__main__":
