@@ -31,7 +31,8 @@ from veil import config, training
 from veil.generators.private import PrivateGenerator, some_of
 from veil.patches import from_unit
 from veil.privacy.audit import Canaries, Probe, Watched
-from veil.privacy.mechanism import Batch, Mechanism, Unprotected
+from veil.privacy.mechanism import Batch, Door
+from veil.privacy.randomness import Coins
 from veil.provenance import derive_seed
 
 TIMES = 1000  # of the noise schedule
@@ -86,7 +87,6 @@ class Diffusion(PrivateGenerator):
             mechanism=mechanism,
             pairs=pairs,
             owners=owners,
-            seed=self.task.seed,
             device=device,
         )
         training.Loop(steps=self.steps, folder=state, identity=identity, name="diffusion").run(
@@ -122,7 +122,6 @@ class Diffusion(PrivateGenerator):
             mechanism=watched,
             pairs=canaries,
             owners=owners,
-            seed=derive_seed(self.task.seed, "rehearsal"),
             device=torch.device("cpu"),
         )
         for _ in range(self.steps):
@@ -260,11 +259,12 @@ class Objective(Protocol):
     """How records become rows of a network's input, and what each row's loss is."""
 
     def rows(
-        self, pairs: np.ndarray, copies: int, times: config.Range, random: torch.Generator
+        self, pairs: np.ndarray, copies: int, times: config.Range, coins: Coins
     ) -> tuple[Tensor, ...]:
         """Each record's rows one after another, as tensors of one length.
 
-        `times` are the ends of the noise schedule to draw from, as shares of it.
+        `times` are the ends of the noise schedule to draw from, as shares of it; `coins` are the
+        records' own.
         """
 
     def losses(self, network: nn.Module, *rows: Tensor) -> Tensor:
@@ -280,16 +280,16 @@ class Denoising:
         self.scheduler, self.flips = DDPMScheduler(**SCHEDULE), settings.flips
 
     def rows(
-        self, pairs: np.ndarray, copies: int, times: config.Range, random: torch.Generator
+        self, pairs: np.ndarray, copies: int, times: config.Range, coins: Coins
     ) -> tuple[Tensor, ...]:
         clean = centred(pairs).repeat_interleave(copies, 0)
         if self.flips:
-            coins = torch.rand(len(clean), 2, generator=random) < 0.5
+            turned = coins.uniform(copies, 2).flatten(0, 1) < 0.5
             for axis in (0, 1):
-                clean = torch.where(coins[:, axis, None, None, None], clean.flip(axis + 2), clean)
+                clean = torch.where(turned[:, axis, None, None, None], clean.flip(axis + 2), clean)
         first, last = (round(end * TIMES) for end in times)
-        moments = torch.randint(first, last, (len(clean),), generator=random)
-        noise = torch.randn(clean.shape, generator=random)
+        moments = coins.integers(first, last, copies).flatten()
+        noise = coins.normal(copies, *pairs.shape[1:]).flatten(0, 1)
         noisy = self.scheduler.add_noise(clean, noise, moments)
         return noisy, moments, self.scheduler.get_velocity(clean, noise, moments)
 
@@ -302,7 +302,7 @@ class Shown:
     """For the audit: a canary's rows as they are, and the probe's answer."""
 
     def rows(
-        self, pairs: np.ndarray, copies: int, times: config.Range, random: torch.Generator
+        self, pairs: np.ndarray, copies: int, times: config.Range, coins: Coins
     ) -> tuple[Tensor, ...]:
         return (torch.from_numpy(pairs.astype(np.float32)).repeat_interleave(copies, 0),)
 
@@ -327,7 +327,6 @@ class Lesson(ABC):
         *,
         settings: config.DiffusionGenerator,
         optimiser: torch.optim.Optimizer,
-        seed: int,
         device: torch.device,
         before: int = 0,
     ):
@@ -335,7 +334,6 @@ class Lesson(ABC):
         self.network, self.objective, self.settings = network, objective, settings
         self.optimiser, self.device, self.before, self.taken = optimiser, device, before, 0
         self.average = copy.deepcopy(network)
-        self.random = torch.Generator().manual_seed(seed)
 
     @abstractmethod
     def learn(self) -> float:
@@ -352,9 +350,11 @@ class Lesson(ABC):
             )
         return {"loss": loss}
 
-    def rows(self, pairs: np.ndarray, copies: int, times: config.Range) -> tuple[Tensor, ...]:
+    def rows(
+        self, pairs: np.ndarray, copies: int, times: config.Range, coins: Coins
+    ) -> tuple[Tensor, ...]:
         """The objective's rows on the device."""
-        rows = self.objective.rows(pairs, copies, times, self.random)
+        rows = self.objective.rows(pairs, copies, times, coins)
         return tuple(tensor.to(self.device) for tensor in rows)
 
     def state(self) -> dict[str, Tensor]:
@@ -366,7 +366,7 @@ class Lesson(ABC):
 
     def parts(self) -> dict[str, Any]:
         """What the next step depends on."""
-        names = ("network", "average", "optimiser", "random")
+        names = ("network", "average", "optimiser")
         return {name: getattr(self, name) for name in names}
 
 
@@ -386,14 +386,13 @@ class PublicLesson(Lesson):
         super().__init__(
             network, objective, settings=settings, device=device,
             optimiser=torch.optim.Adam(network.parameters(), settings.public_rate),
-            seed=derive_seed(seed, "public rows"),
         )  # fmt: skip
-        self.pairs = pairs
+        self.pairs, self.seed = pairs, derive_seed(seed, "public rows")
 
     def learn(self) -> float:
-        size = (self.settings.public_batch_size,)
-        chosen = torch.randint(len(self.pairs), size, generator=self.random)
-        rows = self.rows(self.pairs[chosen.numpy()], 1, (0.0, 1.0))
+        size, random = self.settings.public_batch_size, np.random.default_rng([self.seed, self.taken])
+        chosen = random.integers(len(self.pairs), size=size)
+        rows = self.rows(self.pairs[chosen], 1, (0.0, 1.0), Coins([(random, size)]))
         loss = self.objective.losses(self.network, *rows).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -411,10 +410,9 @@ class PrivateLesson(Lesson):
         *,
         settings: config.DiffusionGenerator,
         tuned: list[nn.Parameter],
-        mechanism: Mechanism | Unprotected,
+        mechanism: Door,
         pairs: np.ndarray | Canaries,
         owners: list[np.ndarray] | None,
-        seed: int,
         device: torch.device,
     ):
         """`tuned` are the parameters that move, `owners` each patient's rows of `pairs` if the
@@ -422,7 +420,6 @@ class PrivateLesson(Lesson):
         super().__init__(
             network, objective, settings=settings, device=device,
             optimiser=torch.optim.Adam(tuned, settings.learning_rate),
-            seed=derive_seed(seed, "rows"),
             before=settings.public_steps if settings.public else 0,
         )  # fmt: skip
         self.mechanism, self.pairs, self.owners, self.tuned = mechanism, pairs, owners, tuned
@@ -434,14 +431,16 @@ class PrivateLesson(Lesson):
         batch = self.mechanism.draw()
         if self.owners is None:
             divisor, copies = self.settings.batch_size, self.settings.multiplicity
-            rows = self.rows(self.pairs[batch.indices.numpy()], copies, self.settings.timesteps)
+            coins = Coins([(own, 1) for own in batch.own()])
+            records = self.pairs[batch.indices.numpy()]
+            rows = self.rows(records, copies, self.settings.timesteps, coins)
             total, losses = batch.release(
                 self.network, self._losses_of(rows), len(batch), rows=copies
             )
         else:
             assert isinstance(batch, Batch), "patients are a unit of private training only"
             divisor = self.settings.patient_batch_size
-            total, losses = batch.release_groups(self.network, self._groups(batch.indices))
+            total, losses = batch.release_groups(self.network, self._groups(batch))
         for parameter, gradient in zip(self.tuned, total, strict=True):
             parameter.grad = gradient / divisor
         self.optimiser.step()
@@ -458,13 +457,14 @@ class PrivateLesson(Lesson):
 
         return losses
 
-    def _groups(self, patients: Tensor) -> Iterator[list[Callable[[], Tensor]]]:
+    def _groups(self, batch: Batch) -> Iterator[list[Callable[[], Tensor]]]:
         """The mean loss of some patches of each drawn patient."""
         assert self.owners is not None
         settings = self.settings
-        for patient in patients.tolist():
-            chosen = some_of(self.owners[patient], settings.patient_patches, self.mechanism.sampler)
-            rows = self.rows(self.pairs[chosen], settings.multiplicity, settings.timesteps)
+        for patient, own in zip(batch.indices.tolist(), batch.own(), strict=True):
+            chosen = some_of(self.owners[patient], settings.patient_patches, own)
+            coins = Coins([(own, len(chosen))])
+            rows = self.rows(self.pairs[chosen], settings.multiplicity, settings.timesteps, coins)
             yield [partial(self._mean_loss, rows)]
 
     def _mean_loss(self, rows: tuple[Tensor, ...]) -> Tensor:

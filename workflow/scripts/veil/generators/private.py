@@ -10,8 +10,10 @@ data.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +27,7 @@ from veil.generators.phantom import cut_from
 from veil.privacy import accounting, randomness
 from veil.privacy.audit import Canaries, Watched
 from veil.privacy.ledger import Event, Ledger, without_privacy
-from veil.privacy.mechanism import Mechanism, Unprotected
+from veil.privacy.mechanism import Door, Mechanism, Unprotected
 from veil.provenance import derive_seed
 
 
@@ -98,7 +100,8 @@ class PrivateGenerator(Generator):
             delta=task.delta,
             records_per_patient=task.per_patient,
             units=self.units,
-            noise=randomness.description(task.noise),
+            patients=task.patients,
+            noise_source=task.noise,
             events=(event,),
         )
 
@@ -141,12 +144,12 @@ class PrivateGenerator(Generator):
         """Each unit's chance to be in a batch."""
         return min(self.batch / self.units, 1.0)
 
-    def private(self) -> tuple[np.ndarray, list[np.ndarray] | None, Mechanism | Unprotected]:
+    def private(self) -> tuple[np.ndarray, list[np.ndarray] | None, Door]:
         """The patches, each patient's rows if the unit is a patient, and the door to them."""
         assert self.patches is not None, "training needs the private patches"
         pairs = artifacts.open_pairs(self.patches)
         owners = self.rows_of_patients() if self.task.level.unit == "patient" else None
-        return pairs, owners, self.mechanism(len(pairs) if owners is None else len(owners))
+        return pairs, owners, self.mechanism(identities_of(pairs, owners))
 
     def given_start(self) -> dict[str, Tensor]:
         """What `learn_start` gave; ArtifactError if it is of other settings."""
@@ -170,22 +173,25 @@ class PrivateGenerator(Generator):
         table = artifacts.read_table(self.patches.with_suffix(".tsv"))
         return list(table.groupby("participant_id", sort=False).indices.values())
 
-    def mechanism(self, present: int) -> Mechanism | Unprotected:
-        """The door to `present` private units."""
+    def mechanism(self, identities: np.ndarray) -> Door:
+        """The door to the private units of these identities."""
         seeds = {name: derive_seed(self.task.seed, name) for name in ("batches", "noise")}
         if self.task.level.kind == "none":
             sampler = randomness.Seeded(seeds["batches"])
-            return Unprotected(units=present, rate=self.rate, sampler=sampler)
+            return Unprotected(rate=self.rate, sampler=sampler, identities=identities)
         return Mechanism(
             self.charge,
             units=self.units,
-            present=present,
+            present=len(identities),
+            identities=identities,
             clip_norm=self.clip_norm,
             sampler=randomness.source(self.task.noise, seeds["batches"]),
             noise=randomness.source(self.task.noise, seeds["noise"]),
         )
 
-    def watched(self, canaries: Canaries) -> tuple[Watched, list[np.ndarray] | None]:
+    def watched(
+        self, canaries: Canaries, shown_a_draw: int = 1
+    ) -> tuple[Watched, list[np.ndarray] | None]:
         """A mechanism that an attacker watches, and each canary's rows if the unit is a patient."""
         seed = derive_seed(self.task.seed, "rehearsal")
         mechanism = Watched(
@@ -194,12 +200,24 @@ class PrivateGenerator(Generator):
             clip_norm=self.clip_norm,
             sampler=randomness.source(self.task.noise, derive_seed(seed, "batches")),
             noise=randomness.source(self.task.noise, derive_seed(seed, "noise")),
+            shown_a_draw=shown_a_draw,
         )
         alone = [np.array([row]) for row in range(len(canaries))]
         return mechanism, alone if self.task.level.unit == "patient" else None
 
 
-def some_of(rows: np.ndarray, count: int, sampler: randomness.Randomness) -> np.ndarray:
+def identities_of(pairs: np.ndarray, owners: Sequence[np.ndarray] | None) -> np.ndarray:
+    """A name of each patch, or of each patient if `owners` has their rows, from what it holds.
+
+    uint64 (units,). A patient's name follows from the set of the patches, in whatever order.
+    """
+    patches = [hashlib.blake2b(pair.tobytes(), digest_size=16).digest() for pair in pairs]
+    if owners is None:
+        return randomness.identities(patches)
+    return randomness.identities([b"".join(sorted(patches[n] for n in rows)) for rows in owners])
+
+
+def some_of(rows: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
     """At most `count` of a patient's rows, at random, without repeats."""
-    order = sampler.uniform(len(rows)).argsort()[:count]
-    return rows[order.numpy()]
+    chosen: np.ndarray = random.permutation(rows)[:count]
+    return chosen

@@ -30,7 +30,7 @@ from veil.patches import from_unit, to_unit
 from veil.privacy import accounting, randomness
 from veil.privacy.audit import Canaries, Probe, Silence, Watched
 from veil.privacy.clipping import Losses
-from veil.privacy.mechanism import Batch, Mechanism, Unprotected
+from veil.privacy.mechanism import Batch, Door, Unprotected
 from veil.provenance import derive_seed
 
 
@@ -48,7 +48,8 @@ class Wgan(PrivateGenerator):
         self.settings = task.settings
         self.loop = self.settings.loop
         if self.loop == "as-published":
-            self.releases_a_draw = self.settings.critic_updates
+            # Of real records, and of fakes as many as these.
+            self.releases_a_draw = 2 * self.settings.critic_updates
         else:
             self.draws_a_step = self.settings.critic_updates
         self.network = build_generator(self.settings, task.size)
@@ -104,9 +105,9 @@ class Wgan(PrivateGenerator):
             pairs,
             settings=self.settings,
             mechanism=Unprotected(
-                units=len(pairs),
                 rate=min(self.settings.batch_size / len(pairs), 1.0),
                 sampler=randomness.Seeded(derive_seed(seed, "batches")),
+                identities=np.arange(len(pairs), dtype=np.uint64),
             ),
             seed=seed,
             device=device,
@@ -121,7 +122,9 @@ class Wgan(PrivateGenerator):
         return critic
 
     def rehearse(self, canaries: Canaries) -> Watched:
-        watched, owners = self.watched(canaries)
+        published = self.loop == "as-published"
+        shown = self.settings.critic_updates if published else 1
+        watched, owners = self.watched(canaries, shown)
         game = Game(
             Silence(canaries.edge),
             Probe(canaries.edge, self.clip_norm),
@@ -203,7 +206,7 @@ class Game:
         pairs: np.ndarray | Canaries,
         *,
         settings: config.WganGenerator,
-        mechanism: Mechanism | Unprotected,
+        mechanism: Door,
         seed: int,
         device: torch.device,
         owners: list[np.ndarray] | None = None,
@@ -271,17 +274,17 @@ class Game:
         for _ in range(self.settings.critic_updates):
             batch = self.mechanism.draw()
             assert isinstance(batch, Batch), "patients are a unit of private training only"
-            total, losses = batch.release_groups(self.critic, self._groups(batch.indices))
+            total, losses = batch.release_groups(self.critic, self._groups(batch))
             self._update([part / divisor for part in total])
             gap -= float(losses.sum()) / divisor / self.settings.critic_updates
         return gap
 
-    def _groups(self, patients: Tensor) -> Iterator[list[Callable[[], Tensor]]]:
+    def _groups(self, batch: Batch) -> Iterator[list[Callable[[], Tensor]]]:
         """Mean signed scores of each drawn patient, then of as many groups of fakes as ever."""
         assert self.owners is not None
         count = self.settings.patient_patches
-        for patient in patients.tolist():
-            chosen = some_of(self.owners[patient], count, self.mechanism.sampler)
+        for patient, own in zip(batch.indices.tolist(), batch.own(), strict=True):
+            chosen = some_of(self.owners[patient], count, own)
             records = self._take(torch.from_numpy(chosen))
             yield [self._mean_of(records, -1.0)]
         for _ in range(self.settings.patient_batch_size):
@@ -294,7 +297,7 @@ class Game:
         for _ in range(self.settings.critic_updates):
             for sign in (-1.0, 1.0):
                 records = real if sign < 0 else self._fakes(len(real))
-                release = batch.release if sign < 0 else self.mechanism.release_public
+                release = batch.release if sign < 0 else batch.release_fakes
                 signs = torch.full((len(records),), sign, device=self.device)
                 total, losses = release(
                     self.critic, self._signed_scores(records, signs), len(records)

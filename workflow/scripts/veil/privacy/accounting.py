@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -29,6 +29,8 @@ PRV_BELOW = 15.0
 PLD_BELOW = 300.0  # dp-accounting overflows beyond; such an epsilon protects nobody anyway
 LEAST_NOISE = 0.3  # per draw; with less, a record shows in every batch it is in
 RENYI_ORDERS = 1 + np.geomspace(1e-5, 200, 160)
+STRICT_DELTA = 1e-5
+"""Epsilon at this delta stands beside every other: with few patients 0.1 / patients flatters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def accountant() -> str:
 def epsilon(charges: Sequence[Charge], delta: float) -> float:
     """Epsilon per unit of all charges together, an upper bound by PLD accounting."""
     rough = _renyi_epsilon(charges, delta)
-    return min(rough, _pld_epsilon(charges, delta, _grid(rough, charges))) if rough else 0.0
+    return min(rough, _pld_epsilon(tuple(charges), delta, _grid(rough, charges))) if rough else 0.0
 
 
 def cross_checks(charges: Sequence[Charge], delta: float) -> dict[str, float | None]:
@@ -89,16 +91,21 @@ def cross_checks(charges: Sequence[Charge], delta: float) -> dict[str, float | N
 
 
 def _grid(rough: float, charges: Sequence[Charge]) -> float:
-    """The discretisation of the privacy loss for an epsilon that is about `rough`."""
+    """The discretisation of the privacy loss for an epsilon that is about `rough`.
+
+    In powers of two, so that epsilons at several deltas can be read off one loss.
+    """
     draws = sum(charge.draws for charge in charges)
-    return float(np.clip(math.sqrt(GRID_ERROR * rough / draws), 1e-5, 0.05))
+    wanted = float(np.clip(math.sqrt(GRID_ERROR * rough / draws), 1e-5, 0.05))
+    return float(2.0 ** math.floor(math.log2(wanted)))
 
 
-def _pld_epsilon(charges: Sequence[Charge], delta: float, grid: float) -> float:
+def _pld_epsilon(charges: tuple[Charge, ...], delta: float, grid: float) -> float:
     return float(_losses(charges, grid).get_epsilon(delta))
 
 
-def _losses(charges: Sequence[Charge], grid: float) -> Any:
+@lru_cache(maxsize=4)
+def _losses(charges: tuple[Charge, ...], grid: float) -> Any:
     """The composed privacy loss, of which epsilon can be read at any delta."""
     from dp_accounting.pld import PLDAccountant
 
@@ -151,29 +158,27 @@ def patient_epsilon(charges: Sequence[Charge], delta: float, records_per_patient
     by up to the clip norm: exactly a mixture of Gaussians. Renyi divergences of that mixture
     by quadrature, refined by PLD accounting where the result is small enough for it.
     """
-    live = [
-        (charge, _shifts(charge.sampling_rate, records_per_patient))
-        for charge in charges
-        if charge.draws
-    ]
-    if not live:
-        return 0.0
-    total = np.zeros(len(RENYI_ORDERS))
-    for charge, (shifts, weights) in live:
-        total += charge.draws * _mixture_divergences(shifts, weights, charge.effective_noise)
-    bound = _from_renyi(total, delta)
+    bound = filter_epsilon([(charge, records_per_patient) for charge in charges], delta)
     if bound > PLD_BELOW:
         return bound
+    losses = _patient_losses(tuple(charges), records_per_patient, _grid(bound, charges))
+    return min(bound, float(losses.get_epsilon_for_delta(delta)))
+
+
+@lru_cache(maxsize=4)
+def _patient_losses(charges: tuple[Charge, ...], records_per_patient: int, grid: float) -> Any:
+    """The composed privacy loss of a patient with so many records."""
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    grid = _grid(bound, charges)
     book = pld.identity(value_discretization_interval=grid)
-    for charge, (shifts, weights) in live:
-        one = pld.from_mixture_gaussian_mechanism(
-            charge.effective_noise, shifts, weights, value_discretization_interval=grid
-        )
-        book = book.compose(one.self_compose(charge.draws))
-    return min(bound, float(book.get_epsilon_for_delta(delta)))
+    for charge in charges:
+        if charge.draws:
+            shifts, weights = _shifts(charge.sampling_rate, records_per_patient)
+            one = pld.from_mixture_gaussian_mechanism(
+                charge.effective_noise, shifts, weights, value_discretization_interval=grid
+            )
+            book = book.compose(one.self_compose(charge.draws))
+    return book
 
 
 def patient_accountant(found: float) -> str:
@@ -196,7 +201,7 @@ def record_epsilon(charges: Sequence[Charge], delta: float) -> float:
     rough, part = _renyi_epsilon(charges, delta), delta / 2
     if not rough:
         return 0.0
-    losses = _losses(charges, _grid(rough, charges))
+    losses = _losses(tuple(charges), _grid(rough, charges))
     for _ in range(20):
         one = float(losses.get_epsilon(part))
         if one > PLD_BELOW:  # exp(one) leaves the floats soon after
@@ -205,6 +210,39 @@ def record_epsilon(charges: Sequence[Charge], delta: float) -> float:
             return 2 * one
         part = delta / (1 + math.exp(one)) / 1.05
     return math.inf
+
+
+def filter_epsilon(charges: Sequence[tuple[Charge, int]], delta: float) -> float:
+    """Epsilon of one patient over accesses that were chosen one after the other, each with how
+    many of the patient's records it may have seen (1 where the patient is the unit).
+
+    An upper bound that holds however each access was chosen in view of what the ones before it
+    gave, by adding up Renyi divergences (Feldman and Zrnic 2021) or, where every unit was in every
+    batch, the squared mu of Gaussian differential privacy (Smith and Thakurta 2022). Of composed
+    privacy loss distributions no such thing is proven.
+    """
+    live = [(charge, records) for charge, records in charges if charge.draws]
+    if not live:
+        return 0.0
+    total = np.zeros(len(RENYI_ORDERS))
+    for charge, records in live:
+        total += charge.draws * _divergences(charge, records)
+    bound = _from_renyi(total, delta)
+    if all(charge.sampling_rate == 1 for charge, _ in live):
+        squares = (c.draws * (records / c.effective_noise) ** 2 for c, records in live)
+        bound = min(bound, gaussian_epsilon(math.sqrt(sum(squares)), delta))
+    return bound
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Epsilon of mu-Gaussian differential privacy (Dong, Roth and Su 2022, corollary 2.13)."""
+
+    def excess(epsilon: float) -> float:
+        beyond = math.exp(epsilon + norm.logcdf(-epsilon / mu - mu / 2))
+        return float(norm.cdf(-epsilon / mu + mu / 2) - beyond - delta)
+
+    most = mu * mu / 2 - mu * float(norm.ppf(delta)) + 1
+    return float(brentq(excess, 0, most)) * (1 + 1e-9) if excess(0) > 0 else 0.0
 
 
 def draws_within(target: float, delta: float, charge: Charge) -> int:
@@ -230,15 +268,15 @@ def calibrate(
 
     grid = math.sqrt(GRID_ERROR * target / draws)
 
-    def charged(noise: float) -> list[Charge]:
-        return [
+    def charged(noise: float) -> tuple[Charge]:
+        return (
             Charge(
                 sampling_rate=sampling_rate,
                 noise_multiplier=noise,
                 draws=draws,
                 releases_per_draw=releases_per_draw,
-            )
-        ]
+            ),
+        )
 
     def excess(noise: float) -> float:
         return _pld_epsilon(charged(noise), delta, grid) / target - 1
@@ -266,6 +304,12 @@ def _shifts(sampling_rate: float, records: int) -> tuple[np.ndarray, np.ndarray]
     weight = binom.pmf(count, records, sampling_rate)
     keep = weight > 1e-18
     return count[keep].astype(float), weight[keep] / weight[keep].sum()
+
+
+@lru_cache(maxsize=64)
+def _divergences(charge: Charge, records: int) -> np.ndarray:
+    """Renyi divergences of one draw, for a patient of so many records."""
+    return _mixture_divergences(*_shifts(charge.sampling_rate, records), charge.effective_noise)
 
 
 def _mixture_divergences(shifts: np.ndarray, weights: np.ndarray, noise: float) -> np.ndarray:

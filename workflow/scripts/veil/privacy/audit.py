@@ -57,6 +57,11 @@ class Canaries:
         self.inside = random.random(count) < 0.5
         self._rows = np.flatnonzero(self.inside)
 
+    @property
+    def identities(self) -> np.ndarray:
+        """Of those that are present, uint64 (n,)."""
+        return self._rows.astype(np.uint64)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -82,18 +87,19 @@ class Watched(Mechanism):
     """A mechanism whose every private release is seen by an attacker who keeps score.
 
     The score of a canary is the log-likelihood ratio of all noisy sums on its axis, present
-    against absent; k releases of one draw are read together.
+    against absent; the releases of one draw that show canaries (not those of fakes alone) are read
+    together.
     """
 
     def __init__(
-        self, plan: Charge, canaries: Canaries, *, clip_norm: float, sampler: Randomness,
-        noise: Randomness,
+        self, charge: Charge, canaries: Canaries, *, clip_norm: float, sampler: Randomness,
+        noise: Randomness, shown_a_draw: int = 1,
     ):  # fmt: skip
         super().__init__(
-            plan, units=canaries.count, present=len(canaries), clip_norm=clip_norm,
-            sampler=sampler, noise=noise,
+            charge, units=canaries.count, present=len(canaries), clip_norm=clip_norm,
+            sampler=sampler, noise=noise, identities=canaries.identities,
         )  # fmt: skip
-        self.scores = np.zeros(canaries.edge**2)
+        self.scores, self.shown_a_draw = np.zeros(canaries.edge**2), shown_a_draw
         self._seen: list[np.ndarray] = []
 
     def draw(self) -> Batch:
@@ -102,8 +108,9 @@ class Watched(Mechanism):
     def see(self, sums: list[Tensor]) -> None:
         """Take note of one release; the critic's gradient is minus the records' sum."""
         self._seen.append(-sums[0].flatten().double().numpy() / self.clip_norm)
-        if len(self._seen) == self.plan.releases_per_draw:
-            rate, variance = self.plan.sampling_rate, self.plan.effective_noise**2
+        if len(self._seen) == self.shown_a_draw:
+            rate = self.charge.sampling_rate
+            variance = self.charge.noise_multiplier**2 / self.shown_a_draw
             absent = math.log1p(-rate) if rate < 1 else -math.inf
             shown = (2 * np.mean(self._seen, axis=0) - 1) / (2 * variance)
             self.scores += np.logaddexp(absent, shown + math.log(rate))

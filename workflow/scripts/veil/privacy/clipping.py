@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-SLACK = 1e-6  # keeps rounding from letting a clipped record exceed the bound
 KEPT = 2  # record gradients may take so many times the room of what they let go
 MANY_PLACES = 400  # of an output, from which on a grouped convolution beats shifted products
 AT_ONCE, AT_ONCE_ON_GPU = 32, 512  # rows that go through the network together, at most
@@ -56,9 +55,10 @@ def clipped_sum(
     parameters are used without it.
 
     Privacy: one record moves the sums by at most `clip_norm` in joint L2 norm (add or remove one
-    record). A record whose gradient is not finite counts as zero, so that it can neither break
-    the bound nor the model. What would void this: a layer in which one record's output depends
-    on another record, such as batch norm.
+    record), but for the rounding of float32, which `mechanism.SLACK` takes up. A record whose
+    gradient is not finite counts as zero, so that it can neither break the bound nor the model.
+    What would void this: a layer in which one record's output depends on another record, such as
+    batch norm.
     """
     check_supported(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -112,14 +112,14 @@ def clipped_sum_of_groups(
 
 
 def clipped_vectors(vectors: Tensor, clip_norm: float) -> Tensor:
-    """Sum of vectors (units, n), each scaled to at most `clip_norm`, in float64.
+    """Vectors (units, n), each scaled to at most `clip_norm`, in float64.
 
-    Privacy: one unit moves the sum by at most `clip_norm` in L2 norm; a vector that is not finite
-    counts as zero.
+    Privacy: one unit moves their sum by at most `clip_norm` in L2 norm; a vector that is not
+    finite becomes zero.
     """
     vectors = vectors.double()
-    weights = _clip_weights(torch.linalg.vector_norm(vectors, dim=1), clip_norm)
-    return (weights[:, None] * vectors)[weights > 0].sum(0)
+    weights = _clip_weights(torch.linalg.vector_norm(vectors, dim=1), clip_norm)[:, None]
+    return torch.where(weights > 0, weights * vectors, 0.0)
 
 
 def _zeros(parameter: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def _zeros(parameter: Tensor) -> Tensor:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """No TF32: its errors would pass what `SLACK` leaves between a norm and the sum it bounds."""
+    """No TF32: its errors would pass what a mechanism's slack leaves to norms and sums."""
     places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [place.allow_tf32 for place in places]
     for place in places:
@@ -144,7 +144,7 @@ def _full_precision() -> Iterator[None]:
 
 def _clip_weights(norms: Tensor, clip_norm: float) -> Tensor:
     """Factors that bring each norm to at most `clip_norm`; 0 for norms that are not finite."""
-    factors = (clip_norm / (norms * (1 + SLACK) + 1e-12)).clamp(max=1)
+    factors = (clip_norm / (norms + 1e-12)).clamp(max=1)
     return torch.where(norms.isfinite(), factors, 0)
 
 

@@ -2,17 +2,20 @@
 
 Floor 2. Epsilon is computed here and only read elsewhere. A statement says unit, neighbouring
 relation, delta, sampling, accountant and what it does not cover; a patch epsilon never stands
-without the patient epsilon.
+without the patient epsilon, nor either without its value at a strict delta.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from veil.privacy import accounting
-from veil.privacy.accounting import Charge
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from veil.privacy import accounting, randomness
+from veil.privacy.accounting import STRICT_DELTA, Charge
 
 Unit = Literal["patch", "patient"]
 SELECTION = (
@@ -20,6 +23,16 @@ SELECTION = (
     "choice touches no training patient and no synthetic pair, but the chosen segmenter and its "
     "scores are no private release. Nor is the choice of one run, seed or level among several "
     "after seeing their scores."
+)
+BEST_CASE = (
+    "best case, not a bound: charged are the noisy sums over real records and over as many fakes; "
+    "the realised batch size, by which they are divided, leaks besides and is charged nowhere"
+)
+LATTICE = (
+    "clipped to the clip norm less 1/128 of it, which takes up rounding; sums and noise meet as "
+    "integers on a public lattice of at most 2^-20 of the clip norm, and nothing released has finer "
+    "digits; the noise is a Gaussian rounded to the lattice, exactly (interval refinement, Haney et "
+    "al. 2022), which adds nothing to delta"
 )
 COMPOSITION = (
     "of this run alone: whoever gets several runs on the same patients gets the sum of their "
@@ -57,28 +70,95 @@ class Event:
 CHOICE = {"access": "choice of segmenter and run on validation patients", "covered": False}
 
 
+class Statement(BaseModel):
+    """What is said of one result's privacy: `privacy.json`, in the types that decisions rest on.
+
+    An epsilon is None where there is no finite one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    guarantee: Literal["public", "differential privacy", "none"]
+    epsilon: float | None
+    """Per patch, at `delta`."""
+    epsilon_patient: float | None
+    epsilon_strict: float | None
+    """Per patch, at `delta_strict`."""
+    epsilon_patient_strict: float | None
+    text: str
+    selection: str = SELECTION
+    events: tuple[dict[str, Any], ...] = ()
+    delta: float = 0.0
+    delta_strict: float = STRICT_DELTA
+    holds: Literal["bound", "best case"] = "bound"
+    """Whether the epsilons are upper bounds, or only what is charged of a loop that leaks more."""
+    holds_because: str | None = None
+    unit: Literal["patch", "patient"] | None = None
+    neighbouring_relation: str | None = None
+    sampling: str | None = None
+    loop: Literal["valid", "as-published"] | None = None
+    noise_multiplier: float | None = None
+    units: int | None = None
+    patients: int | None = None
+    """Public number of training patients."""
+    records_per_patient: int | None = None
+    accountant: str | None = None
+    accountant_of_other_unit: str | None = None
+    composition: str | None = None
+    cross_checks: dict[str, float | None] | None = None
+    noise_source: Literal["seeded", "secure"] | None = None
+    noise: str | None = None
+    """The same in words."""
+    arithmetic: str | None = None
+    halted: str | None = None
+    epsilon_published: float | None = None
+    """What others would print of an as-published loop."""
+    weights_sha256: str | None = None
+    access: str | None = None
+    """Entry of the register that this result was charged to."""
+
+    @classmethod
+    def of(cls, stated: Mapping[str, Any]) -> Self:
+        """Check a statement that was read; ValueError names what is wrong with it."""
+        try:
+            return cls.model_validate(dict(stated))
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+            )
+            raise ValueError(f"is no privacy statement of this version: {faults}") from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is printed and saved; what does not apply is left out."""
+        kept = self.model_dump(mode="json")
+        whole = ("epsilon", "epsilon_patient", "epsilon_strict", "epsilon_patient_strict")
+        return {key: value for key, value in kept.items() if value is not None or key in whole}
+
+
 def without_privacy() -> dict[str, Any]:
     """Statement of a generator trained on private data with no protection: epsilon infinite."""
-    return {
-        "guarantee": "none",
-        "epsilon": None,
-        "epsilon_patient": None,
-        "text": "no privacy: epsilon is infinite for patches and patients alike",
-        "selection": SELECTION,
-        "events": [{"access": "training without protection", "covered": False}, CHOICE],
-    }
+    return Statement(
+        guarantee="none",
+        epsilon=None,
+        epsilon_patient=None,
+        epsilon_strict=None,
+        epsilon_patient_strict=None,
+        text="no privacy: epsilon is infinite for patches and patients alike",
+        events=({"access": "training without protection", "covered": False}, CHOICE),
+    ).as_dict()
 
 
 def public() -> dict[str, Any]:
     """Statement of a generator that reads nothing private: epsilon 0."""
-    return {
-        "guarantee": "public",
-        "epsilon": 0.0,
-        "epsilon_patient": 0.0,
-        "text": "epsilon 0 for patches and patients: made without reading any private data",
-        "selection": SELECTION,
-        "events": [CHOICE],
-    }
+    return Statement(
+        guarantee="public",
+        epsilon=0.0,
+        epsilon_patient=0.0,
+        epsilon_strict=0.0,
+        epsilon_patient_strict=0.0,
+        text="epsilon 0 for patches and patients: made without reading any private data",
+        events=(CHOICE,),
+    ).as_dict()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +168,9 @@ class Ledger:
     Privacy: protects each unit under add-or-remove-one, at fixed public numbers. With the patch
     as unit the patient epsilon covers all of a patient's patches at once; with the patient as
     unit the patch epsilon follows by group privacy. What would void it: knowing the coins
-    (`noise`), batches that are not Poisson draws at the stated rates, an access that is not
-    here, or a divisor or a number of fakes that follows the private batch (the as-published
-    loop does the last two; its bound assumes that they leak nothing).
+    (`noise_source`), batches that are not Poisson draws at the stated rates, an access that is not
+    here, or a divisor that follows the private batch (the as-published loop has one: what is
+    stated of it is a best case).
     """
 
     unit: Unit
@@ -98,8 +178,10 @@ class Ledger:
     records_per_patient: int
     units: int
     """Public number of units, which sampling rates refer to."""
-    noise: str
-    """Where the coins come from, in words."""
+    patients: int
+    """Public number of training patients."""
+    noise_source: str
+    """`seeded` or `secure`."""
     events: tuple[Event, ...]
 
     @property
@@ -107,12 +189,13 @@ class Ledger:
         """What the events cost."""
         return [event.charge for event in self.events]
 
-    def epsilons(self) -> tuple[float, float]:
-        """(patch epsilon, patient epsilon), upper bounds at `delta`."""
-        own = accounting.epsilon(self.charges, self.delta)
+    def epsilons(self, delta: float | None = None) -> tuple[float, float]:
+        """(patch epsilon, patient epsilon), upper bounds at the ledger's `delta` or this one."""
+        delta = delta or self.delta
+        own = accounting.epsilon(self.charges, delta)
         if self.unit == "patient":
-            return accounting.record_epsilon(self.charges, self.delta), own
-        patient = accounting.patient_epsilon(self.charges, self.delta, self.records_per_patient)
+            return accounting.record_epsilon(self.charges, delta), own
+        patient = accounting.patient_epsilon(self.charges, delta, self.records_per_patient)
         return own, patient
 
     def _other_accountant(self, patient: float) -> str:
@@ -127,12 +210,18 @@ class Ledger:
         `published_epsilon` is given for the as-published loop alone: what its authors would print.
         """
         patch, patient = self.epsilons()
+        strict = self.epsilons(STRICT_DELTA)
         first = self.events[0]
+        valid = loop == "valid"
         stated: dict[str, Any] = {
             "guarantee": "differential privacy",
             "epsilon": _finite(patch),
             "epsilon_patient": _finite(patient),
+            "epsilon_strict": _finite(strict[0]),
+            "epsilon_patient_strict": _finite(strict[1]),
             "delta": self.delta,
+            "holds": "bound" if valid else "best case",
+            "holds_because": None if valid else BEST_CASE,
             "unit": self.unit,
             "neighbouring_relation": f"add or remove one {self.unit}",
             "sampling": f"Poisson over {self.unit} units, rate {first.charge.sampling_rate:.6g}, "
@@ -141,13 +230,15 @@ class Ledger:
             "loop": loop,
             "noise_multiplier": first.charge.noise_multiplier,
             "units": self.units,
+            "patients": self.patients,
             "records_per_patient": self.records_per_patient,
             "accountant": accounting.accountant(),
             "accountant_of_other_unit": self._other_accountant(patient),
             "composition": COMPOSITION,
             "cross_checks": accounting.cross_checks(self.charges, self.delta),
-            "noise": self.noise,
-            "selection": SELECTION,
+            "noise_source": self.noise_source,
+            "noise": randomness.KINDS[self.noise_source].description,
+            "arithmetic": LATTICE,
             "events": [*(event.as_dict() for event in self.events), CHOICE],
         }
         if first.charge.draws < first.planned_draws:
@@ -157,19 +248,21 @@ class Ledger:
             )
         if published_epsilon is not None:
             stated["epsilon_published"] = published_epsilon
-        stated["text"] = describe(stated)
-        return stated
+        return Statement(**stated, text=describe(stated)).as_dict()
 
 
-def describe(statement: dict[str, Any]) -> str:
+def describe(stated: Mapping[str, Any]) -> str:
     """The statement as one sentence that can stand alone."""
-    published = statement.get("epsilon_published")
+    published = stated.get("epsilon_published")
     claim = f" (published ledger: {published:.3g}, which does not hold)" if published else ""
+    best = "" if stated["holds"] == "bound" else "best case, not a bound: "
     return (
-        f"epsilon {_shown(statement['epsilon'])} per patch{claim}, "
-        f"{_shown(statement['epsilon_patient'])} per patient, at delta {statement['delta']:.3g}, "
-        f"{statement['neighbouring_relation']}, {statement['accountant']}; the other unit by "
-        f"{statement['accountant_of_other_unit']}"
+        f"{best}epsilon {_shown(stated['epsilon'])} per patch{claim}, "
+        f"{_shown(stated['epsilon_patient'])} per patient, at delta {stated['delta']:.3g} "
+        f"({_shown(stated['epsilon_strict'])} and {_shown(stated['epsilon_patient_strict'])} at "
+        f"delta {STRICT_DELTA:g}), "
+        f"{stated['neighbouring_relation']}, {stated['accountant']}; the other unit by "
+        f"{stated['accountant_of_other_unit']}"
     )
 
 
