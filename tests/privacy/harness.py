@@ -148,7 +148,9 @@ def cohort(seed=1, patients=PATIENTS, patches=PATCHES) -> Cohort:
     pairs = random.integers(0, 256, (patients * patches, 2, 16, 16)).astype(np.uint8)
     shade = random.uniform(0.2, 1, (len(pairs), 1, 1))
     pairs[:, 0] = (pairs[:, 0] * shade).astype(np.uint8)
-    pairs[:, 1] = random.random((len(pairs), 16, 16)) < random.uniform(0.05, 0.5, (len(pairs), 1, 1))
+    pairs[:, 1] = random.random((len(pairs), 16, 16)) < random.uniform(
+        0.05, 0.5, (len(pairs), 1, 1)
+    )
     return Cohort(pairs, np.repeat([f"sub-{n:02d}" for n in range(patients)], patches))
 
 

@@ -72,13 +72,16 @@ def test_a_sums_low_bits_say_nothing():
         )  # fmt: skip
         return door.draw().release_vectors(given).numpy(), door
 
-    sent, door = released(vectors)
+    _, door = released(vectors)
     lattice = Lattice.of(clip_norm, 6)
     points = lattice.towards_zero(clipping.clipped_vectors(vectors, door.bound)).sum(0)
     exact = lattice.values(points).numpy()
-    own = exact - lattice.values(
-        lattice.towards_zero(clipping.clipped_vectors(vectors[1:], door.bound)).sum(0)
-    ).numpy()
+    own = (
+        exact
+        - lattice.values(
+            lattice.towards_zero(clipping.clipped_vectors(vectors[1:], door.bound)).sum(0)
+        ).numpy()
+    )
     left = {
         present: np.array([released(given)[0] - exact for _ in range(trials)])
         for present, given in ((True, vectors), (False, vectors[1:]))
@@ -209,7 +212,9 @@ def test_a_denoisers_coins_do_not_tell_who_came_first(name):
     clip norms. With the seed public, and all other coins known, it moves by at most one."""
     case, data = CASES[name], cohort()
     whole = train(case, data, rate=1.0, clip_norm=1e-3)
-    less = train(case, data.without(case.patient, 0), script=whole.mechanism, rate=1.0, clip_norm=1e-3)
+    less = train(
+        case, data.without(case.patient, 0), script=whole.mechanism, rate=1.0, clip_norm=1e-3
+    )
     pairs = zip(whole.mechanism.exact, less.mechanism.exact, strict=True)
     steps = np.array([float((a - b).norm()) / whole.mechanism.clip_norm for a, b in pairs])
     assert (steps <= 1).all()

@@ -265,14 +265,18 @@ def test_07_steps_are_as_large_as_the_public_divisor_says(data, case):
     with pytest.MonkeyPatch.context() as patch:
         for kind in (torch.optim.Adam, torch.optim.RMSprop):
             plain = kind.step
-            patch.setattr(kind, "step", lambda self, p=plain: seen.append(gradients(self)) or p(self))
+            patch.setattr(
+                kind, "step", lambda self, p=plain: seen.append(gradients(self)) or p(self)
+            )
         run = train(case, data)
     divisor = generators.build(case.task()).batch
     given = {tuple(part.shape) for part in seen}
     for sent in run.mechanism.flat():
         expected = (sent / divisor).float()
         assert tuple(expected.shape) in given
-        assert any(s.shape == expected.shape and torch.allclose(s, expected, rtol=1e-6) for s in seen)
+        assert any(
+            s.shape == expected.shape and torch.allclose(s, expected, rtol=1e-6) for s in seen
+        )
 
 
 def gradients(optimiser):
@@ -327,7 +331,9 @@ def test_08_a_patient_of_many_scans_moves_it_by_no_more(data, case):
     more = replace_pairs(data, many, f"sub-{units - 1:02d}")
     rate = None if case.everybody else 1.0
     whole = train(case, more, rate=rate, clip_norm=1e-3)
-    removed = train(case, more.without(True, units - 1), script=whole.mechanism, rate=rate, clip_norm=1e-3)
+    removed = train(
+        case, more.without(True, units - 1), script=whole.mechanism, rate=rate, clip_norm=1e-3
+    )
     assert moved(whole.mechanism, removed.mechanism).max() <= 1
 
 
@@ -539,12 +545,16 @@ def test_16_what_is_handed_on_holds_nothing_exact(data, case):
     run = train(case, data)
     assert all(name.startswith(case.weights) for name in weights_of(run))
     if run.history:
-        exact = [str(value) for line in run.history.splitlines() for value in json.loads(line).values()]
+        exact = [
+            str(value) for line in run.history.splitlines() for value in json.loads(line).values()
+        ]
         exact = [number for number in exact if "." in number]
         assert exact
         assert not any(number in json.dumps(run.generator.spent()) for number in exact)
         keys = [run.state[f"mechanism.{name}"] for name in ("sampler", "noise")]
-        held = b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for t in weights_of(run).values())
+        held = b"".join(
+            t.contiguous().view(torch.uint8).numpy().tobytes() for t in weights_of(run).values()
+        )
         assert all(bytes(key.tolist()) not in held for key in keys)
 
 
@@ -568,7 +578,9 @@ def test_20_nobody_elses_coins_move(data, case):
         for mine, theirs in zip(whole.mechanism.batches, less.mechanism.batches, strict=True):
             assert theirs.items() <= mine.items()
             assert len(mine) - len(theirs) <= 1
-    order = np.concatenate([np.flatnonzero(data.owners == name) for name in np.unique(data.owners)[::-1]])
+    order = np.concatenate(
+        [np.flatnonzero(data.owners == name) for name in np.unique(data.owners)[::-1]]
+    )
     turned = train(
         case, type(data)(data.pairs[order], data.owners[order]), script=whole.mechanism, rate=rate
     )
@@ -612,5 +624,3 @@ def test_the_slack_is_more_than_rounding_takes():
             lattice = Lattice.of(clip_norm, coordinates)
             assert lattice.spacing * math.sqrt(coordinates) <= 2.0**-9 * clip_norm
             assert lattice.spacing <= 2.0**-20 * clip_norm
-
-

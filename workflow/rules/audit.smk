@@ -1,12 +1,13 @@
 # From a claim to an attack on it.
-# INPUTS   {point}/generator/privacy.json (the claim)
+# INPUTS   {point}/generator/: privacy.json (the claim) and weights.safetensors (what it was made by)
 # OUTPUTS  {point}/scores/audit.tsv
 
 
 rule audit_generator:
     """Attack a private point's mechanism with canaries, at its own schedule."""
     input:
-        f"{POINT}/generator/privacy.json",
+        privacy=f"{POINT}/generator/privacy.json",
+        weights=f"{POINT}/generator/weights.safetensors",
     output:
         f"{POINT}/scores/audit.tsv",
     log:

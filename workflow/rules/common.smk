@@ -244,6 +244,11 @@ def is_phantom(wildcards):
     return STUDY.cohorts[wildcards.cohort].kind == "phantom"
 
 
+def phantom_tests(wildcards):
+    """The test cohorts whose patients are phantoms."""
+    return [c for c in tests_of(wildcards.cohort) if is_phantom(only(c))]
+
+
 def test_roots(wildcards):
     """Roots of the test cohorts, each with whether it is one of phantoms, as JSON."""
     cohorts = map(only, tests_of(wildcards.cohort))

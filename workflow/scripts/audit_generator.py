@@ -8,11 +8,13 @@ import pandas as pd
 import job
 from veil import artifacts, generators
 from veil.config import Task
+from veil.generators import once
 from veil.privacy import audit
 
 with job.running(snakemake):
-    task = Task.model_validate_json(snakemake.params.task)
-    statement = artifacts.read_sealed(Path(snakemake.input[0]))
+    _, meta = artifacts.load_tensors(Path(snakemake.input.weights))
+    task = once.as_trained(Task.model_validate_json(snakemake.params.task), meta)
+    statement = artifacts.read_sealed(Path(snakemake.input.privacy))
     canaries = audit.Canaries(
         snakemake.params.canaries, np.random.default_rng(snakemake.params.seed)
     )

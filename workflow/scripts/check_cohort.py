@@ -17,4 +17,4 @@ with job.running(snakemake):
         job.log.warning("%s: %s", snakemake.wildcards.cohort, warning)
     check.draw(patients, Path(snakemake.output.picture))
     artifacts.write_table(Path(snakemake.output.qc), sheet)
-    bids.write_manifest(Path(snakemake.output.manifest), root, patients)
+    bids.write_manifest(Path(snakemake.output.manifest), root, check.with_contents(patients))

@@ -6,37 +6,58 @@ from pathlib import Path
 import pandas as pd
 
 import job
-from veil import artifacts
-from veil.config import Release, Task
-from veil.release import bundle, identifiers
+from veil import artifacts, config
+from veil.generators import once
+from veil.privacy.ledger import Statement
+from veil.privacy.register import Register
+from veil.release import bundle, identifiers, wall
 from veil.report import tables
+
+
+def tokens() -> set[str]:
+    """What identifies a patient of any test cohort, or this machine."""
+    found = identifiers.of_machine()
+    places = zip(json.loads(snakemake.params.roots), snakemake.input.manifests, strict=True)
+    for (root, phantom), manifest in places:
+        found |= identifiers.of_cohort(Path(root), Path(manifest), phantom)
+    return found
+
 
 with job.running(snakemake):
     inputs, params = snakemake.input, snakemake.params
-    statement = artifacts.read_sealed(Path(inputs.privacy))
+    study = config.load(snakemake.config)
+    folder, point = Path(snakemake.output[0]).parent, Path(inputs.scores).parents[1]
+    statement = Statement.of(artifacts.read_sealed(Path(inputs.privacy)))
     artifacts.check_stated(Path(inputs.weights), Path(inputs.privacy))
-    bundle.check(statement, params.public, str(Path(inputs.privacy).parents[1]))
-    audits = [tables.audits_table([Path(path)]) for path in inputs.audit]
-    point = Path(inputs.scores).parents[1]
-    scores = artifacts.read_table(Path(inputs.scores)).assign(**tables.identify(point))
-    tokens = identifiers.of_machine()
-    for (root, phantom), manifest in zip(json.loads(params.roots), inputs.manifests, strict=True):
-        tokens |= identifiers.of_cohort(Path(root), Path(manifest), phantom)
-    bundle.write(
-        Path(snakemake.output[0]).parent,
-        bundle.Bundle(
-            name=params.name,
-            about=Release.model_validate_json(params.about),
-            task=Task.model_validate_json(params.task),
-            pairs=artifacts.open_pairs(Path(inputs.pairs)),
-            weights=artifacts.load_tensors(Path(inputs.weights))[0],
-            statement=statement,
-            audits=pd.concat(audits) if audits else pd.DataFrame(),
-            scores=tables.summary_table(scores),
-            others={
-                name: artifacts.read_sealed(Path(path))
-                for name, path in zip(params.others, inputs.others, strict=True)
-            },
-        ),
-        tokens,
+    out = wall.Way(
+        register=Register(Path(study.privacy.register)),
+        statement=statement,
+        others=[Statement.of(artifacts.read_sealed(Path(path))) for path in inputs.others],
     )
+    signature = study.release.signed.get("/".join(point.parts[-3:]))
+    bundle.check(statement.as_dict(), params.public, str(point), signature, out.together)
+    if bundle.is_there(folder):
+        bundle.stays(folder, out.signed_out())
+    else:
+        audits = [tables.audits_table([Path(path)]) for path in inputs.audit]
+        scores = artifacts.read_table(Path(inputs.scores)).assign(**tables.identify(point))
+        shown = scores.test_cohort.isin(params.phantoms) | study.release.scores
+        weights, meta = artifacts.load_tensors(Path(inputs.weights))
+        bundle.write(
+            folder,
+            bundle.Bundle(
+                name=params.name,
+                about=study.release,
+                task=once.as_trained(config.Task.model_validate_json(params.task), meta),
+                pairs=artifacts.open_pairs(Path(inputs.pairs)),
+                weights=weights,
+                statement=statement,
+                audits=pd.concat(audits) if audits else pd.DataFrame(),
+                scores=tables.summary_table(scores[shown]),
+                others=out.names,
+                together=out.together,
+                signature=signature,
+            ),
+            tokens(),
+            out.sign_out,
+        )

@@ -5,13 +5,16 @@ from pathlib import Path
 import job
 from veil import artifacts, generators, training
 from veil.config import Task
+from veil.generators import once
 
 with job.running(snakemake):
     patches = Path(snakemake.input.patches[0]) if snakemake.input.patches else None
-    generator = generators.build(Task.model_validate_json(snakemake.params.task), patches)
     weights = Path(snakemake.input.weights)
     artifacts.check_stated(weights, Path(snakemake.input.privacy))
-    generator.load(artifacts.load_tensors(weights)[0])
+    tensors, meta = artifacts.load_tensors(weights)
+    task = once.as_trained(Task.model_validate_json(snakemake.params.task), meta)
+    generator = generators.build(task, patches)
+    generator.load(tensors)
     pairs = generator.sample(
         snakemake.params.pairs,
         seed=snakemake.params.seed,

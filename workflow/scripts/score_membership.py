@@ -8,6 +8,7 @@ import job
 from veil import artifacts, generators, training
 from veil.config import Task
 from veil.evaluation import membership, similarity
+from veil.generators import once
 
 SHOWN = 8  # pairs of a synthetic and a training patch, the most alike
 
@@ -21,11 +22,10 @@ with job.running(snakemake):
         pairs[name] = artifacts.open_pairs(Path(paths[name]))[rows]
         owners[name] = table["participant_id"].to_numpy(str)[rows]
     pixels = {name: membership.embed(some) for name, some in pairs.items()}
-    generator = generators.build(
-        Task.model_validate_json(snakemake.params.task),
-        start=Path(paths.start[0]) if paths.start else None,
-    )
-    generator.load(artifacts.load_tensors(Path(paths.weights))[0])
+    tensors, meta = artifacts.load_tensors(Path(paths.weights))
+    task = once.as_trained(Task.model_validate_json(snakemake.params.task), meta)
+    generator = generators.build(task, start=Path(paths.start[0]) if paths.start else None)
+    generator.load(tensors)
     scores = {}
     for name in ("train", "test"):
         scores[name] = membership.attacks(pixels[name], pixels["synthetic"], pixels["validation"])

@@ -107,7 +107,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a TSV; identifiers (`participant_id`, ...) stay text, `n/a` is missing."""
-    text = dict.fromkeys(("participant_id", "split", "site", "image", "label", "region"), str)
+    columns = (
+        "participant_id", "split", "site", "image", "label", "region", "scan_sha256",
+        "label_sha256",
+    )  # fmt: skip
+    text = dict.fromkeys(columns, str)
     return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype=text)
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import reprlib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -35,6 +36,7 @@ SEED = r"0|[1-9][0-9]*"
 RESERVED_NAMES = {"data", "release", "report", "threshold"}  # folders and table rows
 
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
+PointName = Annotated[str, Field(pattern=rf"^{NAME}/(?:{PRIVACY})/seed-(?:{SEED})$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -307,7 +309,7 @@ class Patches(Model):
 
     size: Annotated[int, Field(ge=8, le=512)] = 24
     """Edge in voxels; patches lie in axial slices. The paper: 96."""
-    per_patient: Annotated[int, Field(ge=2, le=100_000)] = 250
+    per_patient: Annotated[int, Field(ge=2, le=100_000)] = 50
     """Patches per training patient; the paper takes 1,000."""
     vessel_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of them centred on a labelled voxel; the rest is centred anywhere in the region."""
@@ -342,6 +344,9 @@ class WganGenerator(Model):
         "generator_updates", "patient_batch_size", "patient_patches", "clip_norm",
         "label_threshold",
     })  # fmt: skip
+
+    # What only sampling reads.
+    SAMPLING_KEYS: ClassVar = frozenset({"label_threshold"})
 
     kind: Literal["wgan"]
     """`wgan`."""
@@ -395,6 +400,9 @@ class DiffusionGenerator(Model):
         "steps", "batch_size", "patient_batch_size", "patient_patches", "multiplicity",
         "learning_rate", "clip_norm", "tuned", "timesteps", "sampling_steps",
     })  # fmt: skip
+
+    # What only sampling reads.
+    SAMPLING_KEYS: ClassVar = frozenset({"sampling_steps"})
 
     kind: Literal["diffusion"]
     """`diffusion`."""
@@ -605,6 +613,10 @@ class Points(Model):
         return tuple(_check_privacy(level) for level in levels)
 
 
+# pydantic warns of the name of `privacy.register`, which its models have as a method of classes.
+warnings.filterwarnings("ignore", 'Field name "register" in "Privacy"')
+
+
 class Privacy(Model):
     """What every epsilon in the study is stated against."""
 
@@ -614,10 +626,24 @@ class Privacy(Model):
     """Delta of patient-eps-X; by default 0.1 / training patients."""
     budget: Positive | None = None
     """Epsilon, per patch or patient as the level says, that no private generator may pass:
-    training stops before the step that would, and the ledger says so."""
+    training stops before the step that would, and the ledger says so. It bounds the total of a
+    patient over all accesses in the register as well: a training that would pass it is refused
+    with `noise: secure`, and told of with `seeded`."""
     noise: Literal["seeded", "secure"] = "seeded"
     """`seeded`: batches and noise follow from the study's seed, so that every run repeats;
     `secure`: from a cipher keyed by the operating system, for what is to be released."""
+
+    register: str = "register"
+    """Folder of the register: every access to private patients, kept for good, outside the
+    results. Studies of the same patients share it. `${VARIABLES}` are expanded."""
+    again: dict[PointName, Literal["keep", "train"]] = {}
+    """Private points with `noise: secure` whose training patients have changed since they were
+    trained: `keep` goes on with the finished result, `train` trains again, and then both count."""
+
+    @field_validator("register")
+    @classmethod
+    def _expand(cls, path: str) -> str:
+        return expand(path)
 
 
 class Audit(Model):
@@ -652,10 +678,14 @@ class Fidelity(Model):
 class Release(Model):
     """What leaves the building, and what its card says."""
 
-    points: tuple[
-        Annotated[str, Field(pattern=rf"^{NAME}/(?:{PRIVACY})/seed-(?:{SEED})$")], ...
-    ] = ()
-    """Points that `snakemake release` bundles, as in paths: `diffusion/eps-10/seed-0`."""
+    points: tuple[PointName, ...] = ()
+    """Points that `snakemake release` bundles, as in paths: `fitted/patient-eps-1/seed-0`."""
+    signed: dict[PointName, Annotated[str, Field(min_length=20)]] = {}
+    """Points that may leave although their epsilon per patient is above 10, or their delta is 1 /
+    patients or more: for each, who answers for it and why, in words that the card will print."""
+    scores: bool = False
+    """Print mean scores of real test patients on the card, though no statement covers them. Those
+    of phantoms are always printed."""
     title: str = "Synthetic image-label pairs"
     """Title of the card."""
     description: str = "Labelled image patches, made by a generator that was trained under privacy."
@@ -672,14 +702,34 @@ class Release(Model):
     """Its SPDX identifier."""
 
 
+SMALL = {"shape": (96, 108, 26), "zooms": (1.0, 1.0, 1.6)}
+"""Geometry of the demonstration's phantoms."""
+OF_FIRST = Phantom(
+    **SMALL,
+    vessels=Vessels(branches=120, trunk_radius=(1.9, 2.6), least_radius=0.5),
+    scanner=Scanner(vessel=(2.0, 2.4), texture=0.03, blur=0.4, noise=0.05, bias=0.1, skull=1.2),
+)
+"""A scanner with fainter vessels, less blur, noise and texture than most public phantoms have."""
 PUBLIC = PhantomGenerator(
     kind="phantom",
+    volumes=24,
     phantom=Phantom(
-        vessels=Vessels(branches=120, trunk_radius=(1.2, 2.8), tortuosity=0.4),
-        scanner=Scanner(vessel=(1.8, 2.8), noise=0.06, blur=0.7, texture=0.03, bias=0.3, skull=1.0),
+        **SMALL,
+        vary={
+            "vessels.branches": (40, 200),
+            "vessels.tortuosity": (0.1, 0.6),
+            "vessels.least_radius": (0.25, 0.6),
+            "vessels.trunk_radius": (1.2, 2.8),
+            "scanner.vessel": (1.5, 4.0),
+            "scanner.texture": (0.0, 0.3),
+            "scanner.skull": (0.5, 3.0),
+            "scanner.blur": (0.2, 1.5),
+            "scanner.noise": (0.01, 0.3),
+            "scanner.bias": (0.0, 0.6),
+        },
     ),
 )
-"""The demonstration's public phantoms."""
+"""The demonstration's public phantoms: wide ranges, of somebody who does not know the scanner."""
 
 
 class Study(Model):
@@ -688,10 +738,10 @@ class Study(Model):
     name: Name = "demo"
     """Name of the study, for the report's title."""
     note: str = (
-        "A demonstration that fits two CPU cores: patches, widths and cohorts are smaller than the "
-        "paper's, the WGAN's learning rate is ten times the paper's, which learns nothing in "
-        "minutes, and its label threshold is 0.3 instead of 0.8. Scores show directions, not "
-        "clinical values."
+        "A demonstration that fits two CPU cores: 40 small phantom patients, patches and networks "
+        "smaller than the paper's; the WGAN's learning rate is ten times the paper's, which learns "
+        "nothing in minutes, and its label threshold is 0.3 instead of 0.8. Scores show "
+        "directions, not clinical values."
     )
     """A sentence or two printed at the top of the report."""
     seed: Annotated[int, Field(ge=0)] = 2022
@@ -701,22 +751,21 @@ class Study(Model):
     external: tuple[Name, ...] = ("second",)
     """Cohorts that serve as further test sets only."""
     cohorts: dict[Name, Cohort] = {
-        "first": PhantomCohort(kind="phantom"),
+        "first": PhantomCohort(
+            kind="phantom", splits=Splits(train=40, validation=3, test=5), phantom=OF_FIRST
+        ),
         "second": PhantomCohort(
             kind="phantom",
             seed=2,
             splits=Splits(train=0, validation=0, test=3),
-            phantom=Phantom(
-                scanner=Scanner(
-                    vessel=(2.2, 3.1), noise=0.1, bias=0.22, blur=0.55, texture=0.08, gain=95.0
-                )
-            ),
+            phantom=OF_FIRST.with_values({"scanner.noise": 0.1, "scanner.bias": 0.22}),
         ),
     }
     """The cohorts, by name."""
     patches: Patches = Patches()
     """How patches are cut."""
     generators: dict[Name, Generator] = {
+        "fitted": FittedGenerator(kind="fitted", phantom=PUBLIC.phantom),
         "real": RealGenerator(kind="real"),
         "phantom": PUBLIC,
         "diffusion": DiffusionGenerator(kind="diffusion", public=PUBLIC),
@@ -734,13 +783,14 @@ class Study(Model):
     """How synthetic pairs are compared with real ones."""
     segmentation: Segmentation = Segmentation()
     """U-Nets."""
-    release: Release = Release(points=("diffusion/eps-10/seed-0",))
+    release: Release = Release(points=("fitted/patient-eps-1/seed-0",))
     """Bundles to publish."""
     points: tuple[Points, ...] = (
-        Points(generator="real"),
+        Points(generator="fitted", privacy=("patient-eps-1",)),
         Points(generator="phantom"),
+        Points(generator="real"),
         Points(generator="diffusion", privacy=("none", "eps-10")),
-        Points(generator="wgan", privacy=("none", "sigma-0.65")),
+        Points(generator="wgan", privacy=("sigma-0.65",)),
         Points(generator="wgan-as-published", privacy=("sigma-0.65",)),
     )
     """What the study consists of."""

@@ -65,7 +65,7 @@ def _entry(name: str, value: Any, depth: int) -> Iterator[str]:
     if isinstance(value, BaseModel):
         yield f"{indent}{name}:"
         yield from _commented(value, depth + 1)
-    elif isinstance(value, dict) and value:
+    elif isinstance(value, dict) and any(isinstance(inner, BaseModel) for inner in value.values()):
         yield f"{indent}{name}:"
         explained = set()
         for key, inner in value.items():
@@ -80,8 +80,8 @@ def _entry(name: str, value: Any, depth: int) -> Iterator[str]:
         for inner in value:
             yield f"{indent}  - {_inline(inner.model_dump(mode='json', exclude_unset=True))}"
     else:
-        plain = list(value) if isinstance(value, tuple) else value
-        yield f"{indent}{name}: {_inline(plain)}"
+        # Through JSON, which has no tuples.
+        yield f"{indent}{name}: {_inline(json.loads(json.dumps(value)))}"
 
 
 def _inline(value: Any) -> str:

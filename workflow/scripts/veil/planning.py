@@ -19,7 +19,7 @@ from veil.privacy import accounting
 PAPERS_NOISE = 0.65 / 32  # noise multiplier over batch size of Kossen et al. 2022
 COLUMNS = [
     "generator", "privacy", "seeds", "sigma", "draws", "delta", "eps published", "eps patch",
-    "eps patient", "noise / paper's", "PFLOP", "hours here", "meaning",
+    "eps patient", "at 1e-5", "noise / paper's", "PFLOP", "hours here", "meaning",
 ]  # fmt: skip
 START = "public start"
 HOPELESS = 10.0  # times that noise, from which on training from scratch learns nothing
@@ -85,6 +85,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "draws": None,
         "eps published": None,
         "delta": None,
+        "at 1e-5": None,
         "noise / paper's": None,
         "PFLOP": 0.0,
     }
@@ -113,16 +114,22 @@ def _private(generator: PrivateGenerator, task: config.Task) -> dict[str, Any]:
         "eps patch": patch,
         "eps published": generator.published_epsilon(),
         "eps patient": patient,
+        "at 1e-5": generator.ledger.epsilons(accounting.STRICT_DELTA)[1],
         "delta": task.delta,
         "noise / paper's": noise,
-        "meaning": meaning(patient)
+        "meaning": meaning(patient, task.delta, task.patients)
         + (f"; out of reach from scratch ({noise:.0f} x the paper's noise)" * (noise > HOPELESS))
         + ("; halted by the budget" * (charge.draws < generator.planned.draws)),
     }
 
 
-def meaning(epsilon: float) -> str:
-    """What an epsilon per patient is worth, in the tiers of Ponomareva et al. 2023."""
+def meaning(epsilon: float, delta: float, patients: int) -> str:
+    """What an epsilon per patient is worth, in the tiers of Ponomareva et al. 2023.
+
+    A delta of 1 / patients or more allows to give a whole patient away, whatever the epsilon.
+    """
+    if delta >= 1 / patients:
+        return f"patients: none (delta {delta:.2g} is not below 1 / {patients} patients)"
     if epsilon <= 1:
         return "patients: strong"
     if epsilon <= 10:
@@ -135,8 +142,8 @@ def shown(table: pd.DataFrame, study: config.Study) -> str:
     patients = study.cohorts[study.cohort].splits.train
     formats = {
         "sigma": "{:.4g}", "draws": "{:,.0f}", "eps patch": "{:.3g}", "eps published": "{:.3g}",
-        "eps patient": "{:.3g}", "delta": "{:.2g}", "noise / paper's": "{:.3g}", "PFLOP": "{:,.3g}",
-        "hours here": "{:,.2g}",
+        "eps patient": "{:.3g}", "at 1e-5": "{:.3g}", "delta": "{:.2g}",
+        "noise / paper's": "{:.3g}", "PFLOP": "{:,.3g}", "hours here": "{:,.2g}",
     }  # fmt: skip
     text = table.copy().astype(object)
     for column, form in formats.items():
@@ -147,7 +154,9 @@ def shown(table: pd.DataFrame, study: config.Study) -> str:
     return (
         f"{text.to_string(index=False)}\n\n"
         f"{patients} training patients of {study.patches.per_patient} patches. Epsilons are upper "
-        f"bounds: {accounting.accountant()}, add or remove one patch or patient.\n"
+        f"bounds: {accounting.accountant()}, add or remove one patch or patient; those of an "
+        "as-published loop are its best case, and no bound.\n"
         "'eps published' is what the ledger of Kossen et al. 2022 would print: it does not hold. "
-        "'hours here': all seeds, training of generators alone, from a timed step."
+        "'at 1e-5': epsilon per patient at that delta. 'hours here': all seeds, training of "
+        "generators alone, from a timed step."
     )

@@ -36,6 +36,10 @@ class Patient:
     image: Path
     label: Path
     region: Path | None
+    scan_sha256: str = ""
+    """Of the image's voxels, once they were read: who it is, wherever the file lies."""
+    label_sha256: str = ""
+    """Of label and region."""
 
 
 def write_manifest(path: Path, root: Path, patients: Iterable[Patient]) -> None:
@@ -48,6 +52,8 @@ def write_manifest(path: Path, root: Path, patients: Iterable[Patient]) -> None:
             "image": patient.image.relative_to(root),
             "label": patient.label.relative_to(root),
             "region": patient.region.relative_to(root) if patient.region else None,
+            "scan_sha256": patient.scan_sha256,
+            "label_sha256": patient.label_sha256,
         }
         for patient in patients
     ]
@@ -65,6 +71,8 @@ def read_manifest(path: Path, root: Path, *splits: str) -> list[Patient]:
             image=root / row["image"],
             label=root / row["label"],
             region=root / row["region"] if isinstance(row["region"], str) else None,
+            scan_sha256=row["scan_sha256"],
+            label_sha256=row["label_sha256"],
         )
         for row in table.to_dict("records")
         if not splits or row["split"] in splits

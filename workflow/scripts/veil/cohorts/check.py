@@ -5,8 +5,10 @@ The sheets show private data and stay on the private side of the study.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,33 @@ def check(patients: Iterable[Patient]) -> pd.DataFrame:
     if faults:
         raise CohortError(faults)
     return pd.DataFrame(rows)
+
+
+def with_contents(patients: Iterable[Patient]) -> list[Patient]:
+    """The patients with hashes of what their files hold, whatever their place, packing or header.
+
+    Of voxels in canonical orientation as float32: an id may change, a scan is the person.
+    """
+    known = []
+    for patient in patients:
+        files = [patient.label, *([patient.region] if patient.region else [])]
+        known.append(
+            replace(
+                patient,
+                scan_sha256=_content(volumes.read(patient.image)),
+                label_sha256=_content(*map(volumes.read_mask, files)),
+            )
+        )
+    return known
+
+
+def _content(*read: volumes.Volume) -> str:
+    digest = hashlib.sha256()
+    for volume in read:
+        voxels = np.asfortranarray(volume.data, "<f4")
+        digest.update(f"{voxels.shape}\0".encode())
+        digest.update(voxels.tobytes("F"))
+    return digest.hexdigest()
 
 
 def unexpected_sizes(patients: Iterable[Patient], splits: Splits) -> list[str]:

@@ -159,13 +159,14 @@ def table(
     owners: Mapping[str, np.ndarray],
     claim: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """One row an attack, judged beside what the claim allows any attacker on one patch.
+    """One row an attack, judged beside what the claim allows any attacker on a patient.
 
     `scores` has each attack's (n,) of `train` and `test` patches, `owners` whose they are, (n,);
-    `claim` is a privacy statement. The verdict is `above the claim` where all of the AUC's
+    `claim` is a privacy statement. A patch is a member if its patient is, so that the patient's
+    epsilon bounds what may be found. The verdict is `above the claim` where all of the AUC's
     interval is.
     """
-    epsilon = np.inf if claim["epsilon"] is None else claim["epsilon"]
+    epsilon = np.inf if claim["epsilon_patient"] is None else claim["epsilon_patient"]
     delta = claim.get("delta", 0.0)
     bound = highest_auc(epsilon, delta)
     allowed = {f"{rate_name(r)}_allowed": most_true_positives(r, epsilon, delta) for r in RATES}

@@ -390,7 +390,10 @@ class PublicLesson(Lesson):
         self.pairs, self.seed = pairs, derive_seed(seed, "public rows")
 
     def learn(self) -> float:
-        size, random = self.settings.public_batch_size, np.random.default_rng([self.seed, self.taken])
+        size, random = (
+            self.settings.public_batch_size,
+            np.random.default_rng([self.seed, self.taken]),
+        )
         chosen = random.integers(len(self.pairs), size=size)
         rows = self.rows(self.pairs[chosen], 1, (0.0, 1.0), Coins([(random, size)]))
         loss = self.objective.losses(self.network, *rows).mean()

@@ -44,9 +44,7 @@ def by_torch(
     """int32 (blocks, 16): twenty rounds on all blocks at once."""
     counter = torch.arange(first, first + blocks, dtype=torch.int64, device=device)
     fixed = np.concatenate([SIGMA, np.frombuffer(key, "<i4"), [0, 0], np.frombuffer(nonce, "<i4")])
-    start = [
-        torch.full((blocks,), int(word), dtype=torch.int32, device=device) for word in fixed
-    ]
+    start = [torch.full((blocks,), int(word), dtype=torch.int32, device=device) for word in fixed]
     start[12:14] = counter.view(torch.int32).view(-1, 2).T
     state = list(start)
     for _ in range(10):

@@ -30,9 +30,9 @@ BEST_CASE = (
 )
 LATTICE = (
     "clipped to the clip norm less 1/128 of it, which takes up rounding; sums and noise meet as "
-    "integers on a public lattice of at most 2^-20 of the clip norm, and nothing released has finer "
-    "digits; the noise is a Gaussian rounded to the lattice, exactly (interval refinement, Haney et "
-    "al. 2022), which adds nothing to delta"
+    "integers on a public lattice of at most 2^-20 of the clip norm, and nothing released has "
+    "finer digits; the noise is a Gaussian rounded to the lattice, exactly (interval refinement, "
+    "Haney et al. 2022), which adds nothing to delta"
 )
 COMPOSITION = (
     "of this run alone: whoever gets several runs on the same patients gets the sum of their "

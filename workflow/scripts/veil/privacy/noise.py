@@ -11,12 +11,12 @@ continuous one, for which losses are computed.)
 
 The rounding is exact by interval refinement (Haney et al. 2022, arXiv 2207.13793). A deviate is a
 function, after Box and Muller, of two real numbers of endlessly many random bits. In float64 it is
-known to within a bound; where that interval holds a border between two integers, further bits are
-drawn and the function is evaluated anew in interval arithmetic, until one integer is left.
+known to within a bound; where that interval holds a border between two integers, further bits
+are drawn and the function is evaluated anew in interval arithmetic, until one integer is left.
 
 Privacy: no error is left to be charged to delta, in the tail or elsewhere. What would void it: bits
-that are not random (`randomness`), or a float64 function in error by more than `PRECISION`, of which
-the tests find less than a tenth.
+that are not random (`randomness`), or a float64 function in error by more than `PRECISION`, of
+which the tests find less than a tenth.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def rounded_normal(
             source.words(release, which, place, len(part), torch.device(device))
             for which in range(2)
         ]
-        unsure = _in_float64(*words, deviation, part)
+        unsure = _in_float64(words[0], words[1], deviation, part)
         if count <= SHORT:
             unsure = torch.ones_like(part, dtype=torch.bool)
         for row, column in unsure.nonzero().tolist():
@@ -112,7 +112,7 @@ def rounded_normal(
 
 
 def _in_float64(first: Tensor, second: Tensor, deviation: float, out: Tensor) -> Tensor:
-    """Round the deviates of two words (n,) each into `out` (n, 2); which of them are not certain."""
+    """Round the deviates of two words (n,) each into `out` (n, 2); say which are not certain."""
     radius_of, turn = (
         ((words >> (64 - BITS)).bitwise_and_(2**BITS - 1)).double().add_(0.5).mul_(2.0**-BITS)
         for words in (first, second)

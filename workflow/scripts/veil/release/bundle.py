@@ -1,18 +1,20 @@
 """Write a bundle that one can publish: pairs, card, ledger, model, checksums (floor 5).
 
-Privacy: a bundle holds what went through the ledger (pairs and weights), its statement, audits of
-the mechanism, which read no patient, and rounded mean scores on test patients, who took no part in
-training and whom the statement does not cover. What would void it: releasing more points on the
-same patients than the card names.
+Privacy: a bundle holds what went through the ledger (pairs and weights), its statement, and audits
+of the mechanism, which read no patient. Scores of real test patients, whom no statement covers, are
+in it only where the configuration asks for them. What would void it: releases of the same patients
+that are not in the register.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import logging
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from veil import artifacts, config
-from veil.privacy import randomness
+from veil.privacy.ledger import Statement
+from veil.privacy.register import Total
 from veil.release import scan
 from veil.report import tables
 
@@ -44,15 +47,18 @@ CONTEXT = {
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     **{name: f"cr:{name}" for name in CROISSANT.split()}, "conformsTo": "dct:conformsTo",
 }  # fmt: skip
+SUMS = "SHA256SUMS"
 PNGS = "data/train"
 """Where the pairs lie as PNG, laid out as `datasets` finds images by itself."""
 
 
 SIZES = {1000: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}
 STATED = (
-    "guarantee", "epsilon", "epsilon_patient", "delta", "unit", "neighbouring_relation", "sampling",
-    "noise_multiplier", "accountant", "text",
+    "guarantee", "epsilon", "epsilon_patient", "delta", "epsilon_strict", "epsilon_patient_strict",
+    "delta_strict", "unit", "neighbouring_relation", "sampling", "noise_multiplier", "accountant",
+    "text",
 )  # fmt: skip
+log = logging.getLogger("veil")
 
 
 class ReleaseError(artifacts.ArtifactError):
@@ -70,21 +76,16 @@ class Bundle:
     pairs: np.ndarray
     """uint8 (N, 2, H, W)."""
     weights: Mapping[str, Tensor]
-    statement: Mapping[str, Any]
+    statement: Statement
     audits: pd.DataFrame
     scores: pd.DataFrame
     """One row a test cohort and metric: `test_cohort`, `metric`, `mean`, `sd`, `patients`."""
-    others: Mapping[str, Mapping[str, Any]]
-    """Statements of the points on the same patients that are released too, by their names."""
-
-    @property
-    def together(self) -> tuple[float, float]:
-        """Epsilon per patient and delta of all releases: their sums (Dwork and Roth, thm. 3.16)."""
-        every = [self.statement, *self.others.values()]
-        return (
-            sum(bound(one["epsilon_patient"]) for one in every),
-            sum(one.get("delta", 0.0) for one in every),
-        )
+    others: tuple[str, ...] = ()
+    """Names of the points on the same patients that were released too, or will be."""
+    together: Total | None = None
+    """What all of them come to; None for public ones."""
+    signature: str | None = None
+    """Who lets it out beyond the ceiling, and why."""
 
 
 def bound(epsilon: float | None) -> float:
@@ -92,39 +93,104 @@ def bound(epsilon: float | None) -> float:
     return float("inf") if epsilon is None else epsilon
 
 
-def check(statement: Mapping[str, Any], public: bool, name: str) -> None:
+def check(
+    stated: Mapping[str, Any], public: bool, name: str, signature: str | None = None,
+    together: Total | None = None,
+) -> None:  # fmt: skip
     """Raise ReleaseError unless a point with this privacy statement may leave.
 
-    `public` says whether its patients are phantoms.
+    `public` says whether its patients are phantoms, `signature` is what the configuration says for
+    a point beyond the ceiling, and `together` what all releases of the patients come to.
     """
-    guarantee, loop = statement["guarantee"], statement.get("loop")
-    if guarantee not in ("public", "differential privacy") or loop == "as-published":
-        what = loop if loop == "as-published" else guarantee
+    try:
+        statement = Statement.of(stated)
+    except ValueError as error:
+        raise ReleaseError(f"{name}: {error}; train it anew") from None
+    if statement.guarantee == "public":
+        return
+    if statement.guarantee != "differential privacy" or statement.holds != "bound":
+        what = statement.loop if statement.holds != "bound" else statement.guarantee
         raise ReleaseError(
             f"{name}: guarantee is {what!r}; allowed for a release: a generator of public "
             "phantoms, or differential privacy by a valid loop"
         )
-    secure = statement.get("noise") == randomness.description("secure")
-    if guarantee != "public" and not secure and not public:
+    if statement.noise_source != "secure" and not public:
         raise ReleaseError(
-            f"{name}: the noise is {statement.get('noise')!r}; allowed for a release: that of "
-            "privacy: {noise: secure}. Whoever guesses the seed of seeded noise can take it off; "
+            f"{name}: the noise is {statement.noise_source!r}; allowed for a release: 'secure', by "
+            "privacy: {noise: secure}. Whoever guesses the seed of seeded noise can take it off: "
             "train anew"
+        )
+    if not signature and (beyond := beyond_ceiling(statement, together)):
+        raise ReleaseError(
+            f"{name}: {beyond}. Allowed without more: epsilon per patient to {tables.CEILING:g}, "
+            "at a delta below 1 / patients. Whoever answers for letting it out all the same says so in "
+            f"words: release: {{signed: {{{'/'.join(Path(name).parts[-3:])}: WHO AND WHY}}}}"
         )
 
 
-def write(folder: Path, bundle: Bundle, tokens: Iterable[str]) -> None:
-    """Build the bundle beside `folder`, scan it for `tokens`, and only then give it that name."""
+def beyond_ceiling(statement: Statement, together: Total | None) -> str:
+    """What of a statement, or of all releases together, says little about a person."""
+    found = []
+    epsilon, delta, patients = statement.epsilon_patient, statement.delta, statement.patients
+    if bound(epsilon) > tables.CEILING:
+        found.append(f"epsilon per patient is {bound(epsilon):.3g} at delta {delta:.3g}")
+    if patients is None or delta >= 1 / patients:
+        found.append(f"delta is {delta:.3g}, which allows to give away one of {patients} patients")
+    if together and together.epsilon > tables.CEILING:
+        found.append(
+            f"with the releases before it epsilon per patient is {together.epsilon:.3g} at delta "
+            f"{together.delta:.3g}"
+        )
+    return "; ".join(found)
+
+
+def write(
+    folder: Path, bundle: Bundle, tokens: Iterable[str],
+    sign_out: Callable[[str], None] = lambda sums: None,
+) -> None:  # fmt: skip
+    """Build the bundle beside `folder`, scan it for `tokens`, and only then give it that name.
+
+    `sign_out` is called with the hash of its checksums when it is about to leave. ReleaseError if
+    a bundle is there already: none is ever overwritten.
+    """
     temporary = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
     try:
         build(temporary, bundle)
         scan.refuse_leaks(temporary, tokens)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if is_there(folder):
+            raise ReleaseError(f"{folder}: a bundle is there; allowed: move it away")
+        sign_out(artifacts.file_hash(temporary / SUMS))
         if folder.is_dir():
-            shutil.rmtree(folder)
+            folder.rmdir()
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a bundle was released to this folder."""
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def stays(folder: Path, signed_out: Iterable[str]) -> None:
+    """Leave a bundle as it was released, with its checksums written anew where they are gone.
+
+    ReleaseError unless it still is what one of `signed_out`, hashes of checksums, was made of;
+    where there are none, as of public bundles, whatever is there stays.
+    """
+    (folder / SUMS).unlink(missing_ok=True)
+    text, known = checksums(folder), list(signed_out)
+    if known and hashlib.sha256(text.encode()).hexdigest() not in known:
+        raise ReleaseError(
+            f"{folder}: is not what was released, by the register; allowed: restore it, or move it "
+            "away to release the point anew"
+        )
+    artifacts.write_text(folder / SUMS, text)
+    log.warning(
+        "%s: was released before and stays as it is. To release it anew, move it away: it is of "
+        "the same training, and costs nothing more", folder,
+    )  # fmt: skip
 
 
 def check_sums(sums: Path) -> None:
@@ -152,13 +218,26 @@ def build(folder: Path, bundle: Bundle) -> None:
         _write(folder / "nifti" / f"{name}.nii.gz", packed)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.weights.items()}
     _write(folder / "model" / "weights.safetensors", save(held))
-    artifacts.write_sealed(folder / "privacy.json", bundle.statement)
+    artifacts.write_sealed(folder / "privacy.json", public_part(bundle.statement))
     artifacts.write_json(folder / "model" / "entry.json", model_entry(bundle))
     artifacts.write_text(folder / "README.md", card(bundle))
     artifacts.write_json(folder / "croissant.json", croissant(folder, bundle))
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    sums = "".join(f"{artifacts.file_hash(folder / name)}  {name}\n" for name in names)
-    artifacts.write_text(folder / "SHA256SUMS", sums)
+    artifacts.write_text(folder / SUMS, checksums(folder))
+
+
+def public_part(statement: Statement) -> dict[str, Any]:
+    """A statement without the name of its entry in the register, which names study and cohort."""
+    return statement.model_copy(update={"access": None}).as_dict()
+
+
+def checksums(folder: Path) -> str:
+    """What stands in a bundle's SHA256SUMS: its files, by name."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != SUMS and not path.name.startswith(".snakemake")
+    )
+    return "".join(f"{artifacts.file_hash(folder / name)}  {name}\n" for name in names)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -189,14 +268,13 @@ def card(bundle: Bundle) -> str:
     )  # fmt: skip
     count, _, width, height = bundle.pairs.shape
     size = next((text for most, text in SIZES.items() if count < most), "n>1M")
-    epsilon, delta = bundle.together
+    statement = public_part(bundle.statement)
     return environment.get_template("card.md.j2").render(
         bundle=bundle, about=bundle.about, count=count,
         statement={
-            **bundle.statement,
-            **{name: bound(bundle.statement[name]) for name in ("epsilon", "epsilon_patient")},
+            **statement, **{k: bound(v) for k, v in statement.items() if k.startswith("epsilon")},
         }, width=width,
-        height=height, size=size, names=tables.METRICS, epsilon=epsilon, delta=delta,
+        height=height, size=size, names=tables.METRICS,
         audits=bundle.audits.to_dict("records"), scores=bundle.scores.to_dict("records"),
     )  # fmt: skip
 
@@ -225,12 +303,12 @@ def croissant(folder: Path, bundle: Bundle) -> dict[str, Any]:
         "conformsTo": FORMAT,
         "name": bundle.name,
         "description": f"{bundle.about.title}. {bundle.about.description} "
-        f"Privacy: {bundle.statement['text']}.",
+        f"Privacy: {bundle.statement.text}.",
         "license": bundle.about.licence,
         **({"url": bundle.about.url} if bundle.about.url else {}),
         **({"creator": {"@type": "sc:Organization", "name": creator}} if creator else {}),
         "version": "1.0.0",
-        "rai:personalSensitiveInformation": bundle.statement["text"],
+        "rai:personalSensitiveInformation": bundle.statement.text,
         "distribution": [
             file(pairs, "application/jsonlines"),
             file("privacy.json", "application/json"),
@@ -276,7 +354,9 @@ def model_entry(bundle: Bundle) -> dict[str, Any]:
                 "type": settings["kind"],
                 "license": about.licence,
                 "privacy_preservation": {
-                    key: bundle.statement[key] for key in STATED if key in bundle.statement
+                    key: value
+                    for key, value in bundle.statement.as_dict().items()
+                    if key in STATED
                 },
             },
             "description": {

@@ -1,0 +1,178 @@
+"""Private training happens once (floor 4).
+
+Before a private point is trained, the register is asked. A point that was finished on the same
+patients comes back from there; training again is refused, unless the configuration allows it. With
+`noise: seeded` nothing is to be released, so that a study may train anew, and is told.
+
+Privacy: an entry is written before the first private record is read, and a result is kept before it
+is handed on. What would void it: a training that does not come through `Once.train`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from veil import training
+from veil.config import Task
+from veil.privacy.ledger import Statement
+from veil.privacy.register import (
+    Access,
+    Register,
+    RegisterError,
+    Scans,
+    Total,
+    people_of,
+    spent_by,
+)
+
+log = logging.getLogger("veil")
+Again = Literal["keep", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Once:
+    """One private point, and what stands in the register about it."""
+
+    register: Register
+    point: str
+    """study/cohort/generator/privacy/seed-n"""
+    patients: Sequence[Scans]
+    """Of the training split, as their scans are now."""
+    made_of: Mapping[str, Any]
+    """What the result will follow from, as JSON values: task, code, patches, start."""
+    statement: Statement
+    again: Again | None = None
+    """What the configuration says of training this point again."""
+    budget: float | None = None
+    """Epsilon per patient that all accesses together may not pass."""
+
+    @property
+    def secure(self) -> bool:
+        """Whether the result may be released, so that its cost is real."""
+        return self.statement.noise_source == "secure"
+
+    def train(self, files: Sequence[Path], make: Callable[[Access], None]) -> None:
+        """Have `files` made by `make`, or brought back.
+
+        `make` is handed the access that it is charged to, and writes all files. RegisterError says
+        why nothing may be trained, and what the ways out are.
+        """
+        access = self._open()
+        if self.register.is_finished(access):
+            self.register.restore(access, files)
+            return
+        make(access)
+        self.register.keep(access, files)
+
+    def _open(self) -> Access:
+        """The access to go on with, to bring back, or a new one."""
+        people = people_of(self.point, self.patients)
+        mine = set().union(*people)
+        before = [
+            access
+            for access in self.register.accesses()
+            if access.kind == "training"
+            and access.point == self.point
+            and mine & set().union(*access.people)
+        ]
+        finished = [access for access in before if self.register.is_finished(access)]
+        if finished and not self._trains_again(finished[-1]):
+            return finished[-1]
+        unfinished = [access for access in before if access not in finished]
+        if unfinished and not self.differences(unfinished[-1]):
+            log.info("goes on with %s, which was begun and not finished", unfinished[-1].name)
+            return unfinished[-1]
+        self._check_budget(people)
+        return self.register.add(
+            "training",
+            self.point,
+            patients=tuple(self.patients),
+            spent=spent_by(self.statement.model_dump()),
+            delta=self.statement.delta,
+            noise_source=self.statement.noise_source,
+            holds=self.statement.holds,
+            made_of=json.loads(json.dumps(dict(self.made_of))),
+        )
+
+    def _trains_again(self, before: Access) -> bool:
+        """Whether a point that was finished is to be trained again; says what is done, and why."""
+        changed, differing = self._changed_patients(before), self.differences(before)
+        if not changed and not differing:
+            log.info("brings back %s from the register: nothing differs", before.name)
+            return False
+        what = "; ".join(filter(None, [*changed, differing]))
+        if self.again == "keep" or (self.secure and not changed and self.again != "train"):
+            log.warning(
+                "brings back %s from the register and trains nothing. Since then: %s", before.name,
+                what,
+            )  # fmt: skip
+            return False
+        if self.secure and self.again != "train":
+            raise RegisterError(self._refusal(before, changed))
+        log.warning(
+            "trains %s again, which was finished as %s: another access to the same patients, and "
+            "the losses add up. Since then: %s", self.point, before.name, what,
+        )  # fmt: skip
+        return True
+
+    def _refusal(self, before: Access, changed: Sequence[str]) -> str:
+        key = self.point.split("/", 2)[2]
+        return (
+            f"{self.point}: was trained on {before.when[:10]} ({before.name}), and its patients "
+            f"are no longer as they were: {'; '.join(changed)}. Training again would be charged to "
+            "the same patients. Allowed: restore the files as they were; or privacy: {again: "
+            f"{{{key}: keep}}}} to go on with the finished result; or privacy: {{again: {{{key}: "
+            "train}} to train again, and then both count"
+        )
+
+    def _changed_patients(self, before: Access) -> list[str]:
+        """How the training patients differ from those of an access, by name."""
+        old = {patient.participant_id: patient for patient in before.patients}
+        new = {patient.participant_id: patient for patient in self.patients}
+        return [
+            f"{name}: its {what} is another one"
+            for name in sorted(old.keys() & new.keys())
+            for what in ("scan", "label")
+            if getattr(old[name], what) != getattr(new[name], what)
+        ] + [
+            f"{name}: is {where}"
+            for names, where in (
+                (old.keys() - new.keys(), "no longer in training"),
+                (new.keys() - old.keys(), "new in training"),
+            )
+            for name in sorted(names)
+        ]
+
+    def differences(self, before: Access) -> str:
+        """What the result would follow from now, and did not then."""
+        return training.differences(before.made_of, self.made_of)
+
+    def _check_budget(self, people: list[set[str]]) -> None:
+        """Refuse, or tell of, an access that would take a patient beyond the budget."""
+        planned = spent_by(self.statement.model_dump())
+        total = Total.of(self.register.trainings(), people, self.statement.delta, planned)
+        if self.budget is None or total.epsilon <= self.budget:
+            return
+        text = (
+            f"{self.point}: with it a patient would come to epsilon {total.epsilon:.3g} over "
+            f"{total.accesses + 1} accesses, at delta {total.delta:.3g}; allowed by privacy.budget "
+            f"is {self.budget:g}. What was spent stands in {self.register.folder}"
+        )
+        if self.secure:
+            raise RegisterError(text)
+        log.warning("%s. Its noise is seeded and releases nothing, so it goes on", text)
+
+
+def as_trained(asked: Task, meta: Mapping[str, Any]) -> Task:
+    """The task that weights with this metadata were made by, to be sampled as is asked now."""
+    if "task" not in meta:
+        return asked
+    made = Task.model_validate(meta["task"])
+    keys = getattr(type(asked.settings), "SAMPLING_KEYS", ())
+    update = {key: getattr(asked.settings, key) for key in keys}
+    return made.model_copy(update={"settings": made.settings.model_copy(update=update)})

@@ -1,0 +1,75 @@
+"""What stands in the register about a point that is to leave (floor 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from veil.privacy.accounting import STRICT_DELTA
+from veil.privacy.ledger import Statement
+from veil.privacy.register import Access, Register, RegisterError, Total
+
+
+@dataclass(frozen=True)
+class Way:
+    """The way out of one point, past the register; public points pass it by."""
+
+    register: Register
+    statement: Statement
+    others: Sequence[Statement] = ()
+    """Of the points that the configuration releases on the same patients besides."""
+
+    @cached_property
+    def training(self) -> Access | None:
+        """The access that the point was charged to; RegisterError if the register has none."""
+        return None if self.statement.guarantee == "public" else self._of(self.statement)
+
+    def _of(self, statement: Statement) -> Access:
+        for access in self.register.accesses():
+            if access.kind == "training" and access.name == statement.access:
+                return access
+        raise RegisterError(
+            f"{self.register.folder}: holds no entry {statement.access!r} of the training behind "
+            "this point; allowed for a release: a point that was trained with this register "
+            "(privacy.register)"
+        )
+
+    @cached_property
+    def _together(self) -> dict[str, Access]:
+        """Trainings of the same patients that left or will leave, this one first."""
+        assert self.training is not None
+        mine = set().union(*self.training.people)
+        planned = [self._of(s) for s in self.others if s.guarantee == "differential privacy"]
+        every = [self.training, *self.register.released(), *planned]
+        return {a.name: a for a in every if mine & set().union(*a.people)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The other points on the same patients, without what names the study and the cohort."""
+        if self.training is None:
+            return ()
+        others = (a for name, a in self._together.items() if name != self.training.name)
+        return tuple("/".join(access.point.split("/")[2:]) for access in others)
+
+    @cached_property
+    def together(self) -> Total | None:
+        """What all of them come to for a patient."""
+        if self.training is None:
+            return None
+        return Total.of(self._together.values(), self.training.people, STRICT_DELTA)
+
+    def signed_out(self) -> list[str]:
+        """Hashes of the checksums of the bundles of this training that left before."""
+        return [
+            access.made_of["sums"]
+            for access in self.register.accesses()
+            if self.training and access.kind == "release" and access.of == self.training.name
+        ]
+
+    def sign_out(self, sums: str) -> None:
+        """Write down that a bundle with these checksums leaves."""
+        if self.training is not None:
+            about = self.training.model_dump(exclude={"kind", "number", "when", "made_of"})
+            about |= {"made_of": {"sums": sums}, "of": self.training.name}
+            self.register.add("release", about.pop("point"), **about)
