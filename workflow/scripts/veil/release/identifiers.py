@@ -51,15 +51,14 @@ def of_table(path: Path) -> set[str]:
     """Every column of the table of an imported cohort, and where its sources lie."""
     found = {str(path), str(path.resolve()), *_cells(path)}
     listing = bids.read_listing(path, "participant_id")
-    sources = {
-        Path(cell) for name in COLUMNS for cell in listing.get(name, ()) if cell not in MISSING
-    }
-    # A folder that all share is the study's; the others may be called after patients.
-    shared = set.intersection(*({*source.parent.parts} for source in sources)) if sources else set()
-    for source in sources:
-        place = path.parent / source
-        found |= {str(place), str(place.resolve()), source.name.split(".")[0]}
-        found |= {part for part in source.parts if len(sources) == 1 or part not in shared}
+    for name in listing.columns.intersection([*COLUMNS]):
+        sources = {Path(cell) for cell in listing[name] if cell not in MISSING}
+        # A folder that all share is the study's; the others may be called after patients.
+        shared = set.intersection(*(set(source.parts) for source in sources)) if sources else set()
+        for source in sources:
+            place = path.parent / source
+            found |= {str(place), str(place.resolve()), source.name, source.name.split(".")[0]}
+            found |= {part for part in source.parts if len(sources) == 1 or part not in shared}
     return tokens_of(found - MISSING)
 
 

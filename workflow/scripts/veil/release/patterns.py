@@ -1,6 +1,8 @@
 """Tokens in data that is no text: pixels, voxels, weights, packed streams (floor 5).
 
-Fast, since there is much of it: tables of the first bytes leave a few places to look at.
+Fast, since there is much of it: tables of the first bytes leave a few places to look at. Tissue
+may be as bright as letters, so that noise spells short names by chance: what a file would hold
+anyway, by how often its values occur, is not found.
 """
 
 from __future__ import annotations
@@ -33,21 +35,20 @@ class Patterns:
         self.starting = defaultdict(list)
         for pattern in self.shown:
             self.starting[pattern[:TELLING]].append(pattern)
-        starts = np.frombuffer(b"".join(self.starting), np.uint8).reshape(-1, TELLING)
-        self.tables = []
-        for pair in starts.astype(np.uint16).reshape(-1, TELLING // 2, 2).transpose(1, 2, 0):
-            table = np.zeros(2**16, bool)
-            table[pair[0] | pair[1] << 8] = True
-            self.tables.append(table)
+        starts = np.frombuffer(b"".join(self.starting), "<u2").reshape(-1, TELLING // 2)
+        self.codes = np.unique(_code(starts.T))
+        self.tables = np.zeros((TELLING // 2, 2**16), bool)
+        for table, pairs in zip(self.tables, starts.T, strict=True):
+            table[pairs] = True
 
     def find(self, data: bytes) -> Iterator[str]:
         """Tokens that the data holds, but those that such data holds by chance."""
         found = {pattern for at in self._places(data) for pattern in self._at(data, at)}
-        if found:
-            shares = np.bincount(np.frombuffer(data, np.uint8), minlength=256) / len(data)
-            for pattern in sorted(found):
-                if len(data) * shares[np.frombuffer(pattern, np.uint8)].prod() < CHANCE:
-                    yield self.shown[pattern]
+        for pattern in sorted(found):
+            rest = np.frombuffer(data.replace(pattern, b""), np.uint8)
+            shares = np.bincount(rest, minlength=256) / max(1, len(rest))
+            if len(data) * shares[np.frombuffer(pattern, np.uint8)].prod() < CHANCE:
+                yield self.shown[pattern]
 
     def _places(self, data: bytes) -> Iterator[int]:
         """Where the first bytes of some pattern may stand."""
@@ -58,12 +59,20 @@ class Patterns:
             places = np.flatnonzero(self.tables[0][pairs[: len(part) - TELLING + 1]])
             for step, table in enumerate(self.tables[1:], 1):
                 places = places[table[pairs[places + 2 * step]]]
-            yield from (start + places).tolist()
+            codes = _code([pairs[places + 2 * step] for step in range(TELLING // 2)])
+            near = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
+            yield from (start + places[self.codes[near] == codes]).tolist() if len(near) else ()
 
     def _at(self, data: bytes, at: int) -> Iterator[bytes]:
         for pattern in self.starting.get(data[at : at + TELLING], ()):
             if data.startswith(pattern, at):
                 yield pattern
+
+
+def _code(pairs: Iterable[np.ndarray]) -> np.ndarray:
+    """Pairs of bytes that follow each other as one number."""
+    low, middle, high = (pair.astype(np.uint64) for pair in pairs)
+    return low | middle << np.uint64(16) | high << np.uint64(32)
 
 
 def _texts(token: str, sought: Sought) -> Iterator[str]:

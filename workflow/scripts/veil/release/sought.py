@@ -121,7 +121,7 @@ class Sought:
 
     def _add_key(self, key: Word, token: str) -> str:
         joined = shorten("".join(key))
-        if _is_enough(key):
+        if _is_enough(key) and not vocabulary.COMMON.issuperset(key):
             self.whole.setdefault(joined, token)
         return joined
 
@@ -165,9 +165,14 @@ class Sought:
             return False
         if key.isdigit():
             return len(key) < DIGITS
+        if any(key == prefix + found[-1] for prefix in SUBJECT):
+            return False
         own = _own_words()
-        common = [piece for piece in found if shorten(piece) in own and len(piece) > 1]
-        return key in self.alone and len(common) == len(found)
+        numbers = [piece for piece in found if piece.isdigit() and len(piece) < SHORTEST]
+        common = [piece for piece in found if len(piece) > 1 and shorten(piece) in own]
+        # Patient 40 is also what a table says of an epsilon; patient40 is found as a word.
+        in_one = key in self.alone or bool(numbers)
+        return in_one and len({*numbers, *common}) == len(set(found))
 
     def _within_words(self, text: str) -> Iterator[tuple[str, str]]:
         """Long keys within words that are not every bundle's."""
@@ -188,7 +193,7 @@ class Sought:
                 yield "-".join(map(str, day)), self.days[day]
 
     def _numbers_in(self, text: str) -> Iterator[tuple[str, str]]:
-        """Numbers with separators in them, as those of telephones, whatever code they begin with."""
+        """Numbers with separators in them, as telephones', whatever code they begin with."""
         for match in NUMBERS.finditer(text):
             if not DECIMALS.fullmatch(match[0]):
                 digits = re.sub(r"\D", "", match[0])
@@ -267,5 +272,5 @@ def _unbroken(spelt: list[Word]) -> Iterator[str]:
     yield from (piece for piece in found if len(piece) >= SHORTEST_RUN)
     if 1 < len(found) <= ORDERS:
         yield from map("".join, permutations(found))
-    if len(found) == 1 and len(found[0]) in (3, 4):
+    if len(found) == 1 and 2 <= len(found[0]) <= ORDERS:
         yield found[0][1:] + found[0][0]

@@ -16,12 +16,14 @@ BREAKLESS = (
     r"\uac00-\ud7a3\U00020000-\U0003ffff"
 )
 """Scripts without spaces between words, or with endings at names: Han, kana, Hangul, Thai, ..."""
-# A decimal is one word: its fraction is no number of a patient. Five digits before the point at
-# most, so that the number in 10042317.dcm.1 is one, too.
+# What looks like a checksum is one piece, and so is a decimal: their parts are no numbers of
+# patients. Five digits before the point at most, so that the number in 10042317.1.dcm is one.
 PIECE = re.compile(
-    rf"(?<![\d.])(?:0|[1-9]\d{{0,4}})(?:\.\d+)+(?![^\W_])|\d+|[{BREAKLESS}]+|[^\W\d_{BREAKLESS}]+"
+    r"(?<![^\W_])(?=(?:\d*[a-f]+\d+){2})[0-9a-f]{12,}(?![^\W_])"
+    r"|(?<![\d.])(?:0|[1-9]\d{0,4})(?:\.\d+)+(?![^\W_])"
+    rf"|\d+|[{BREAKLESS}]+|[^\W\d_{BREAKLESS}]+"
 )
-RUN = re.compile(rf"[{BREAKLESS}]+(?:[^\w\n]{{1,3}}[{BREAKLESS}]+)*")
+RUN = re.compile(rf"[{BREAKLESS}]+(?:(?:(?!\n)[\W_]){{1,3}}[{BREAKLESS}]+)*")
 NOT_BREAKLESS = re.compile(rf"[^{BREAKLESS}]")
 SPECIAL = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th",
