@@ -61,7 +61,7 @@ def unescaped(text: str) -> list[str]:
             break
         found.append(plain)
     for view in list(found):
-        found += [TAG.sub("", view), HYPHEN.sub("", view)]
+        found += [TAG.sub("", view), HYPHEN.sub("", view), GARBLED.sub(_mended, view)]
     return list(dict.fromkeys(found))
 
 
@@ -93,7 +93,6 @@ def _undone(text: str) -> str:
     text = CODE_POINT.sub(_character, text)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = OCTETS.sub(lambda run: _of_octets(bytes(map(_octet, OCTET.finditer(run[0])))), text)
-    text = GARBLED.sub(_mended, text)
     return html.unescape(SIMPLE.sub(lambda m: m[1] if m[1] in "\"'/\\" else " ", text))
 
 

@@ -58,10 +58,13 @@ class Look:
         if isinstance(content, bytes):
             yield from (_holds(token, token) for token in self.patterns.find(content))
             return
-        for view in unescaped(self.without_numbers(content)):
+        views = unescaped(self.without_numbers(content))
+        for view in views:
             yield from suspects(view)
-            for text in (view, *packed(view)):
-                yield from (_holds(key, token) for key, token in self.sought.find(text))
+        # A name in hexadecimal digits may be as long as a checksum.
+        hidden = {text for view in (content, *views) for text in packed(view)}
+        for text in (*views, "\n".join(sorted(hidden))):
+            yield from (_holds(key, token) for key, token in self.sought.find(text))
 
     def without_numbers(self, text: str) -> str:
         """The text without its checksums and the numbers of the pairs, which say nothing."""
