@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import getpass
 import io
+import json
 import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from veil.cohorts import bids
-from veil.release.scan import tokens_of
+from veil.cohorts.convert import COLUMNS
+from veil.release.sought import tokens_of
 from veil.volumes import KINDS
 
 HEADER_TEXTS = ("descrip", "aux_file", "db_name", "intent_name")
 HEAD = 2**16
 """Bytes of a scan that hold its header and extensions."""
+LEAST_NUMBER = 10**5
+"""The least integer of a sidecar that may be an id or a day; less is a setting of the scanner."""
+MISSING = {"n/a", ""}
 
 
-def of_cohort(root: Path, manifest: Path, public: bool) -> set[str]:
-    """Ids, participants.tsv, file names, places and header texts of every patient of a cohort.
+def of_cohort(root: Path, manifest: Path, public: bool, table: Path | None = None) -> set[str]:
+    """Ids, tables, sidecars, file names, places and header texts of every patient of a cohort.
 
-    Of phantoms (`public`) the columns of participants.tsv are left out: they are nobody's, and
-    their site is called what they are.
+    `table` is the one that an imported cohort was read from. Of phantoms (`public`) tables and
+    sidecars are left out: they are nobody's, and their site is called what they are.
     """
     found = {str(root), str(root.resolve())}
     for patient in bids.read_manifest(manifest, root):
@@ -30,16 +36,83 @@ def of_cohort(root: Path, manifest: Path, public: bool) -> set[str]:
         for path in filter(None, (patient.image, patient.label, patient.region)):
             found |= {path.name, path.name.split(".")[0], str(path.relative_to(root))}
             found |= set(_texts_of(path))
+        if not public:
+            found |= set(_beside(root, patient))
     if not public:
-        table = bids.read_listing(root / "participants.tsv", "participant_id")
-        for name in table.columns.difference(["split"]):
-            found |= set(table[name])
-    return tokens_of(found - {"n/a"})
+        found |= set(_cells(root / "participants.tsv"))
+        for path in (root / "sessions.tsv", *sorted(root.glob("phenotype/*.tsv"))):
+            found |= set(_cells(path)) if path.is_file() else set()
+    if table is not None:
+        found |= of_table(table)
+    return tokens_of(found - MISSING)
+
+
+def of_table(path: Path) -> set[str]:
+    """Every column of the table of an imported cohort, and where its sources lie."""
+    found = {str(path), str(path.resolve()), *_cells(path)}
+    listing = bids.read_listing(path, "participant_id")
+    for name in listing.columns.intersection([*COLUMNS]):
+        sources = {Path(cell) for cell in listing[name] if cell not in MISSING}
+        # A folder that all share is the study's; the others may be called after patients.
+        shared = set.intersection(*(set(source.parts) for source in sources)) if sources else set()
+        for source in sources:
+            place = path.parent / source
+            found |= {str(place), str(place.resolve()), source.name, source.name.split(".")[0]}
+            found |= {part for part in source.parts if len(sources) == 1 or part not in shared}
+    return tokens_of(found - MISSING)
 
 
 def of_machine() -> set[str]:
     """Who runs this, and where."""
     return tokens_of({getpass.getuser(), socket.gethostname(), str(Path.cwd()), str(Path.home())})
+
+
+def _beside(root: Path, patient: bids.Patient) -> Iterator[str]:
+    """Texts of the sidecars and the tables of sessions and scans of a patient."""
+    files = filter(None, (patient.image, patient.label, patient.region))
+    folders = {root / patient.participant_id, *(path.parent for path in files)}
+    for folder in sorted(folders):
+        for path in sorted(folder.rglob("*.json")):
+            yield from _values(_json(path))
+        for kind in ("sessions", "scans"):
+            for path in sorted(folder.rglob(f"*_{kind}.tsv")):
+                yield from _cells(path)
+
+
+def _cells(path: Path) -> Iterator[str]:
+    """Cells of a table, but the splits."""
+    if path.name == "participants.tsv":
+        table = bids.read_listing(path, "participant_id")
+    else:
+        table = bids.read_listing(path)
+    for name in table.columns.difference(["split"]):
+        yield from table[name]
+
+
+def _json(path: Path) -> Any:
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:  # scanners write what their hospital writes
+        text = raw.decode("latin-1")
+    try:
+        return json.loads(text, strict=False)
+    except ValueError as error:
+        fault = (
+            f"{path}: {error}; allowed: JSON, so that a release can be searched for what it says"
+        )
+        raise bids.CohortError([fault]) from None
+
+
+def _values(value: Any) -> Iterator[str]:
+    """Texts, and integers that may be ids, in what JSON holds; not its keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, int) and value >= LEAST_NUMBER:
+        yield str(value)
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _values(one)
 
 
 def _texts_of(path: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 Two looks, neither trusting the other. By form: every file is of a known name and kind, and holds
 nothing that its kind need not have (PNG text, NIfTI text fields and extensions, gzip names and
 times, bytes after the end). By content: no file, packed or not, and no name holds a token that is
-known to identify a patient or a machine.
+known to identify a patient or a machine, or what looks like one.
 
 Privacy: a scan finds what it knows of. That pixels hold no patient is the ledger's promise, not the
 scanner's.
@@ -18,6 +18,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -25,25 +26,50 @@ import numpy as np
 from PIL import Image
 
 from veil import artifacts
+from veil.release.patterns import Patterns
+from veil.release.readings import CONTROLS, decoded, packed, unescaped
+from veil.release.sought import Sought
+from veil.release.suspects import suspects
+from veil.release.words import fold
 
-SHORTEST = 4
-"""Characters of the shortest token: shorter ones stand in any text by chance."""
-TELLING = 6
-"""Characters from which a token is sought in pixels, and within words too."""
 PNG = b"\x89PNG\r\n\x1a\n"
-SUSPECTS = {
-    "an absolute path": re.compile(
-        rb"(?<![\w.:/])/(?:home|Users|mnt|media|data|srv|tmp|root|var|opt|scratch)/\w"
-    ),
-    "a Windows path": re.compile(rb"(?i)\b[a-z]:\\\\?\w"),
-    "a DICOM UID": re.compile(rb"\b[0-2](?:\.\d+){6,}\b"),
-    "a mail address": re.compile(rb"[\w.+-]+@[\w-]+\.[a-z]{2,}"),
-    "a day": re.compile(rb"\b(?:19|20)\d\d-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12]\d|3[01])\b"),
-}
+NUMBERED = re.compile(r"\b(images|labels)/(\d{6,})\.png\b")
+CHECKSUM = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{64}(?![0-9A-Za-z])")
+IDENTIFIES = "identifies a patient or a machine"
 
 
 class LeakError(artifacts.ArtifactError):
     """A bundle that holds what must not leave."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What to look for in one bundle."""
+
+    sought: Sought
+    patterns: Patterns
+    checksums: frozenset[str]
+    """Tokens that look like checksums."""
+    pairs: int
+    """How many pairs the bundle holds: their numbers, and no others, are names of its files."""
+
+    def findings(self, content: str | bytes) -> Iterator[str]:
+        """What a text, or data that is no text, holds."""
+        if isinstance(content, bytes):
+            yield from (_holds(token, token) for token in self.patterns.find(content))
+            return
+        views = unescaped(self.without_numbers(content))
+        for view in views:
+            yield from suspects(view)
+        # A name in hexadecimal digits may be as long as a checksum.
+        hidden = {text for view in (content, *views) for text in packed(view)}
+        for text in (*views, "\n".join(sorted(hidden))):
+            yield from (_holds(key, token) for key, token in self.sought.find(text))
+
+    def without_numbers(self, text: str) -> str:
+        """The text without its checksums and the numbers of the pairs, which say nothing."""
+        text = CHECKSUM.sub(lambda m: m[0] if m[0] in self.checksums else " ", text)
+        return NUMBERED.sub(lambda m: m[1] if int(m[2]) < self.pairs else m[0], text)
 
 
 def refuse_leaks(folder: Path, tokens: Iterable[str]) -> None:
@@ -59,58 +85,46 @@ def refuse_leaks(folder: Path, tokens: Iterable[str]) -> None:
 def find(folder: Path, tokens: Iterable[str]) -> Iterator[str]:
     """Findings, each naming a file of the bundle and what is wrong with it."""
     tokens = set(tokens)
-    in_text, in_pixels = _pattern(tokens), _pattern({t for t in tokens if len(t) >= TELLING})
+    sought = Sought(tokens)
+    look = Look(
+        sought=sought,
+        patterns=Patterns(tokens, sought),
+        checksums=frozenset(map(fold, tokens)),
+        pairs=len(list(folder.glob("data/train/images/*.png"))),
+    )
+    named: dict[str, bool] = {}  # by what a name says: most are numbers alone
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_dir() or stat.S_ISREG(path.lstat().st_mode)):
             yield f"{name}: is neither a file nor a folder"
         elif path.is_file():
-            sought = in_pixels if re.search(r"\.(png|gz|safetensors)$", name) else in_text
-            yield from (f"{name}: {finding}" for finding in _of_file(path, name, sought))
-            if in_text.search(name.lower().encode()):
-                yield f"{name}: its name identifies a patient or a machine"
+            yield from (f"{name}: {finding}" for finding in _of_file(path, name, look))
+        said = look.without_numbers(name)
+        if said not in named:
+            named[said] = any(look.findings(said))
+        if named[said]:
+            yield f"{name}: its name {IDENTIFIES}"
 
 
-def tokens_of(values: Iterable[object]) -> set[str]:
-    """Those of the values that are text long enough to be sought."""
-    return {
-        text
-        for value in values
-        if isinstance(value, str) and len(text := value.strip()) >= SHORTEST
-    }
-
-
-def _pattern(tokens: Iterable[str]) -> re.Pattern[bytes]:
-    """What finds any of the tokens in lower-case bytes; nothing, for none."""
-    return re.compile(b"|".join(sorted({p for t in tokens for p in _spellings(t)})) or rb"(?!)")
-
-
-def _spellings(token: str) -> Iterator[bytes]:
-    """Patterns of a token in UTF-8, UTF-16 and JSON's escapes."""
-    lower = token.lower()
-    # Short ones, and what may be part of a checksum, count as words of their own only.
-    word = len(token) < TELLING or re.fullmatch(r"[0-9a-f]+", lower)
-    before, after = (rb"(?<![0-9a-z])", rb"(?![0-9a-z])") if word else (b"", b"")
-    for text in (lower.encode(), json.dumps(lower)[1:-1].encode()):
-        yield before + re.escape(text) + after
-    yield re.escape(lower.encode("utf-16-le"))
-
-
-def _of_file(path: Path, name: str, sought: re.Pattern[bytes]) -> Iterator[str]:
+def _of_file(path: Path, name: str, look: Look) -> Iterator[str]:
+    """Findings in one file: of its form, and in all that it holds."""
     raw = path.read_bytes()
     form = next((check for pattern, check in FORMS.items() if re.fullmatch(pattern, name)), None)
+    contents: list[str | bytes] = [raw] if re.search(BINARY, name) else [*decoded(raw)]
     if form is None:
         yield "is no file of a bundle"
-    contents = [raw]
-    try:
-        if form is not None:
+    else:
+        try:
             contents.append(form(raw))
-    except (ValueError, KeyError, EOFError, OSError, zlib.error, struct.error) as error:
-        yield str(error)
-    found = {match[0] for content in contents for match in sought.finditer(content.lower())}
-    for token in sorted(found):
-        text = token.replace(b"\0", b"").decode(errors="replace")
-        yield f"holds {text!r}, which identifies a patient or a machine"
+        except (ValueError, KeyError, EOFError, OSError, zlib.error, struct.error) as error:
+            yield str(error)
+    found = (finding for content in contents for finding in look.findings(content))
+    yield from dict.fromkeys(found)
+
+
+def _holds(found: str, token: str) -> str:
+    of = "" if found == token else f" (as in {token!r})"
+    return f"holds {found!r}{of}, which {IDENTIFIES}"
 
 
 # ------------------------------------------------------------------ what each kind may hold
@@ -159,38 +173,38 @@ def nifti_bytes(voxels: np.ndarray) -> bytes:
     return nib.Nifti1Image(voxels, np.eye(4)).to_bytes()
 
 
-def _text(raw: bytes) -> bytes:
-    """The text, if it holds no path, address, day or UID."""
-    raw.decode()
-    for what, pattern in SUSPECTS.items():
-        if match := pattern.search(raw):
-            raise ValueError(f"holds {what}: {match[0].decode(errors='replace')!r}")
-    return raw
+def _text(raw: bytes) -> str:
+    """The text, if it is UTF-8 and holds no signs that steer."""
+    text = raw.decode()
+    if match := CONTROLS.search(text):
+        raise ValueError(f"holds the sign {match[0]!a}; allowed is plain text")
+    return text
 
 
-def _json(raw: bytes) -> bytes:
+def _json(raw: bytes) -> str:
     """JSON, a document or one a line; as text with its escapes undone."""
-    text = _text(raw).decode()
+    text = _text(raw)
     try:
         values = [json.loads(text)]
     except ValueError:
         values = [json.loads(line) for line in text.splitlines()]
-    return json.dumps(values, ensure_ascii=False).encode()
+    return json.dumps(values, ensure_ascii=False)
 
 
-def _safetensors(raw: bytes) -> bytes:
+def _safetensors(raw: bytes) -> str:
     """The header of a safetensors file with no metadata, and no bytes after its tensors."""
     size = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8 : 8 + size])
+    text = raw[8 : 8 + size].decode()
+    header = json.loads(text)
     if "__metadata__" in header:
         raise ValueError("holds metadata; allowed is none")
     used = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if len(raw) != 8 + size + used:
         raise ValueError("bytes after its end; allowed is none")
-    return raw[8 : 8 + size]
+    return text
 
 
-FORMS: dict[str, Callable[[bytes], bytes]] = {
+FORMS: dict[str, Callable[[bytes], str | bytes]] = {
     r"README\.md|SHA256SUMS": _text,
     r"(?:croissant|privacy|model/entry)\.json|data/train/metadata\.jsonl": _json,
     r"data/train/(?:images|labels)/\d{6,}\.png": _png,
@@ -198,3 +212,5 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     r"model/weights\.safetensors": _safetensors,
 }
 """What a bundle may hold, by the names of its files; each gives what else is to be searched."""
+BINARY = r"\.(png|gz|safetensors)$"
+"""Kinds of files that are no text: searched as bytes."""
