@@ -64,13 +64,14 @@ def test_a_sound_mechanism_is_not_refuted_and_the_bound_is_not_idle():
 
 
 def test_a_mechanism_with_too_little_noise_is_refuted(monkeypatch):
-    plain = Mechanism.noised
+    plain = Mechanism._noised
 
-    def quieter(self, sums):
-        sums = list(sums)
-        return [own + (noisy - own) / 6 for own, noisy in zip(sums, plain(self, sums), strict=True)]
+    def quieter(self, points, lattice):
+        exact = [lattice.values(part) for part in points]
+        noisy = plain(self, points, lattice)
+        return [own + (sent - own) / 6 for own, sent in zip(exact, noisy, strict=True)]
 
-    monkeypatch.setattr(Mechanism, "noised", quieter)
+    monkeypatch.setattr(Mechanism, "_noised", quieter)
     rows, _ = rehearsed(sigma=24.0, critic_updates=1)
     assert rows[0]["verdict"] == "refuted", rows
 

@@ -46,7 +46,7 @@ def naive(module, losses_of, inputs, clip_norm, rows=1):
     for record in inputs.split(rows):
         gradients = torch.autograd.grad(losses_of(record).sum(), parameters)
         norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-        scale = min(1.0, float(clip_norm / (norm * (1 + clipping.SLACK))))
+        scale = min(1.0, float(clip_norm / norm))
         total = [t + scale * g for t, g in zip(total, gradients, strict=True)]
     return total
 

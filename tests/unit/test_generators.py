@@ -16,6 +16,7 @@ from veil import artifacts, config, generators, training
 from veil.generators import diffusion, fitted, wgan
 from veil.generators.phantom import cut_from
 from veil.privacy import clipping
+from veil.privacy.randomness import Coins
 
 CPU = torch.device("cpu")
 TINY = config.WganGenerator(
@@ -52,6 +53,11 @@ def pairs(tmp_path, rng):
     owners = pd.DataFrame({"participant_id": [f"sub-{n // 50}" for n in range(200)]})
     artifacts.write_table(tmp_path / "pairs.tsv", owners)
     return tmp_path / "pairs.npy"
+
+
+def coins(records):
+    """One stream for so many records."""
+    return Coins([(np.random.default_rng(0), records)])
 
 
 def started(given, folder):
@@ -279,8 +285,7 @@ def test_copies_of_a_record_count_as_one(pairs):
     settings = DENOISER.model_copy(update={"multiplicity": 16, "public": None})
     generator = generators.build(task(settings, "sigma-1"), pairs)
     objective = diffusion.Denoising(settings)
-    random = torch.Generator().manual_seed(0)
-    rows = objective.rows(artifacts.open_pairs(pairs)[:1], 16, (0.0, 1.0), random)
+    rows = objective.rows(artifacts.open_pairs(pairs)[:1], 16, (0.0, 1.0), coins(1))
     assert len(rows[0]) == 16
 
     def losses(part):
@@ -292,9 +297,8 @@ def test_copies_of_a_record_count_as_one(pairs):
 
 def test_private_steps_see_the_part_of_the_schedule_they_are_told():
     objective = diffusion.Denoising(DENOISER)
-    random = torch.Generator().manual_seed(0)
     pairs = np.zeros((400, 2, 8, 8), np.uint8)
-    _, times, _ = objective.rows(pairs, 1, (0.3, 0.6), random)
+    _, times, _ = objective.rows(pairs, 1, (0.3, 0.6), coins(400))
     assert times.min() >= 300
     assert times.max() < 600
 

@@ -20,7 +20,7 @@ def study(**scores):
             keys = {"generator": name, "privacy": "none", "seed": seed}
             points.append(
                 {**keys, "guarantee": guarantee, "epsilon": epsilon / 2,
-                 "epsilon_patient": epsilon, "training_minutes": 1.0, "start_minutes": 0.5, "frechet": 1.0}
+                 "epsilon_patient": epsilon, "epsilon_patient_strict": 2 * epsilon, "training_minutes": 1.0, "start_minutes": 0.5, "frechet": 1.0}
             )  # fmt: skip
             for metric, mean in (("dsc", value), ("bahd_voxel", np.nan if not value else 3.0)):
                 summary.append({**keys, "test_cohort": "a", "metric": metric, "mean": mean})
@@ -31,7 +31,7 @@ def test_gain_is_over_the_free_floor_with_both_spreads():
     table = tables.frontier_table(
         *study(real=[0.8], phantom=[0.5, 0.6], diffusion=[0.7, 0.9]), "a"
     ).set_index("generator")
-    assert list(table.index) == ["phantom", "diffusion", "real"]
+    assert list(table.index) == ["real", "phantom", "diffusion"]  # as the study names them
     assert table.gain["diffusion"] == pytest.approx(0.25)
     assert table.gain_sd["diffusion"] == pytest.approx(
         np.hypot(np.std([0.5, 0.6], ddof=1), np.std([0.7, 0.9], ddof=1))

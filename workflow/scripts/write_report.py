@@ -4,8 +4,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import job
-from veil import artifacts
-from veil.report import page
+from veil import artifacts, config
+from veil.privacy.register import Register
+from veil.report import page, tables
 
 with job.running(snakemake):
     params = snakemake.params
@@ -24,6 +25,11 @@ with job.running(snakemake):
         public=params.public,
         shown=page.Tables(
             **{name: artifacts.read_table(Path(snakemake.input[name])) for name in names}
+        ),
+        spent=tables.spent_table(
+            # Read whenever the page is made, and no input: what was spent is nobody's result.
+            Register(Path(config.load(snakemake.config).privacy.register)),
+            artifacts.read_table(Path(snakemake.input.points)),
         ),
         tests=list(params.tests),
         tolerance=params.tolerance,

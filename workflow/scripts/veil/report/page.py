@@ -48,12 +48,13 @@ class Tables:
 
 def write(
     path: Path, *, study: str, note: str, cohort: str, public: bool, shown: Tables,
-    tests: list[str], tolerance: float, frontier: Section, sections: list[Section], command: str,
+    spent: pd.DataFrame, tests: list[str], tolerance: float, frontier: Section,
+    sections: list[Section], command: str,
 ) -> None:  # fmt: skip
     """Write the page.
 
-    `public` says whether the private cohort is a phantom after all; `command` makes a result of the
-    study if its path is put behind it.
+    `public` says whether the private cohort is a phantom after all; `spent` is what the register
+    says of its patients; `command` makes a result of the study if its path is put behind it.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
@@ -62,6 +63,7 @@ def write(
     environment.filters |= {"number": number, "spread": spread, "epsilon": epsilon}
     rows = {
         "points": shown.points,
+        "spent": spent,
         "audits": shown.audits,
         "frontier": shown.frontier,
         "rows": shown.table_1,

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from veil import artifacts
+from veil.privacy.accounting import STRICT_DELTA
+from veil.privacy.register import Register, Total
 
 KEYS = ["generator", "privacy", "seed"]
 CEILING = 10.0
@@ -62,12 +64,28 @@ def points_table(points: list[Path], started: Collection[str] = ()) -> pd.DataFr
                 "neighbouring_relation": statement.get("neighbouring_relation"),
                 "sampling": statement.get("sampling"),
                 "accountant": statement.get("accountant"),
+                "access": statement.get("access"),
                 "chosen_segmenter": chosen["cell"],
                 "validation_dsc": chosen["mean_validation_dsc"][chosen["cell"]],
                 "start_minutes": _start_minutes(point, started),
                 "training_minutes": _minutes(point / "generator" / "benchmark.tsv"),
             }
         )
+    return pd.DataFrame(rows)
+
+
+def spent_table(register: Register, points: pd.DataFrame) -> pd.DataFrame:
+    """What the register says was spent on the patients of these points, by any study.
+
+    Two rows: `trained`, all finished trainings under a guarantee, and `released`, those whose
+    result left. Of each the number and the epsilon of all together (`register.Total`).
+    """
+    names = set(points["access"].dropna())
+    people = [p for a in register.accesses() if a.name in names for p in a.people]
+    rows = [
+        {"what": what, **Total.of(accesses, people, STRICT_DELTA).model_dump()}
+        for what, accesses in (("trained", register.trainings()), ("released", register.released()))
+    ]
     return pd.DataFrame(rows)
 
 
