@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from veil.privacy import clipping
 from veil.privacy.accounting import Charge
 from veil.privacy.clipping import Losses
-from veil.privacy.noise import ALIGNED, Lattice, rounded_normal
+from veil.privacy.noise import Lattice, add_noise
 from veil.privacy.randomness import Randomness
 
 SLACK = 2.0**-7
@@ -156,16 +156,11 @@ class Mechanism:
         """Points of a lattice (int64) with Gaussian noise of noise multiplier times clip norm on
         each coordinate, as float64; every coordinate of a release has its own."""
         deviation = lattice.deviation(self.charge.noise_multiplier * self.clip_norm)
-        number, first, sent = self.releases, 0, []
+        together = torch.cat([part.flatten() for part in points])
+        add_noise(together, self.noise, deviation, self.releases)
         self.releases += 1
-        for part in points:
-            noise = rounded_normal(
-                self.noise, deviation, part.numel(),
-                release=number, first=first, device=part.device,
-            )  # fmt: skip
-            first += -(-part.numel() // ALIGNED) * ALIGNED
-            sent.append(lattice.values(part + noise.view(part.shape)))
-        return sent
+        sent = together.split([part.numel() for part in points])
+        return [lattice.values(p).view(q.shape) for p, q in zip(sent, points, strict=True)]
 
 
 class Batch:

@@ -35,10 +35,8 @@ PRECISION = 2.0**-47
 """Bound on the absolute error of a cosine, and the relative one of a radius, in float64."""
 BLOCK = 2**14
 """Pairs of deviates at a time, so that buffers stay in the cache; on a GPU as many as there are."""
-ALIGNED = 16
-"""Deviates that share a block of the cipher."""
 SHORT = 64
-"""So many deviates or fewer all go through interval arithmetic."""
+"""Where a release has so many coordinates or fewer, all go through interval arithmetic."""
 LEAST_BITS = 20
 """The spacing is at most 2^-20 of the clip norm."""
 ROUNDING = 9
@@ -78,41 +76,39 @@ class Lattice:
         return math.nextafter(value / self.spacing, math.inf)
 
 
-def rounded_normal(
-    source: Randomness,
-    deviation: float,
-    count: int,
-    *,
-    release: int,
-    first: int = 0,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Rounded Gaussian deviates, int64 (count,), of a standard deviation above 0.
+def add_noise(points: Tensor, source: Randomness, deviation: float, release: int) -> None:
+    """Add rounded Gaussian deviates of this standard deviation to int64 points (n,), in place.
 
-    Those from `first` (a multiple of ALIGNED) on of the release of this number: the same whatever
-    else is drawn, and on whatever device.
+    Each point has a deviate of its own: those of the release of this number, the same on whatever
+    device.
     """
-    pairs = -(-count // 2)
-    out = torch.empty(pairs, 2, dtype=torch.int64, device=device)
-    block = BLOCK if torch.device(device).type == "cpu" else max(pairs, 1)
+    pairs = -(-len(points) // 2)
+    block = BLOCK if points.device.type == "cpu" else pairs
     for at in range(0, pairs, block):
-        part = out[at : at + block]
-        place = first // 2 + at
-        words = [
-            source.words(release, which, place, len(part), torch.device(device))
-            for which in range(2)
-        ]
-        unsure = _in_float64(words[0], words[1], deviation, part)
-        if count <= SHORT:
-            unsure = torch.ones_like(part, dtype=torch.bool)
+        size = min(block, pairs - at)
+        words = [source.words(release, which, at, size, points.device) for which in range(2)]
+        noise, unsure = _in_float64(words[0], words[1], deviation)
+        if len(points) <= SHORT:
+            unsure[:] = True
         for row, column in unsure.nonzero().tolist():
             known = [int(stream[row]) for stream in words]
-            part[row, column] = _refined(source, release, place + row, known, column, deviation)
-    return out.flatten()[:count]
+            noise[row, column] = _refined(source, release, at + row, known, column, deviation)
+        part = points[2 * at : 2 * (at + size)]
+        part += noise.flatten()[: len(part)]
 
 
-def _in_float64(first: Tensor, second: Tensor, deviation: float, out: Tensor) -> Tensor:
-    """Round the deviates of two words (n,) each into `out` (n, 2); say which are not certain."""
+def rounded_normal(
+    source: Randomness, deviation: float, count: int, *, release: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:  # fmt: skip
+    """The deviates of a release by themselves, int64 (count,)."""
+    out = torch.zeros(count, dtype=torch.int64, device=device)
+    add_noise(out, source, deviation, release)
+    return out
+
+
+def _in_float64(first: Tensor, second: Tensor, deviation: float) -> tuple[Tensor, Tensor]:
+    """Rounded deviates of two words (n,) each, int64 (n, 2), and which of them are not certain."""
     radius_of, turn = (
         ((words >> (64 - BITS)).bitwise_and_(2**BITS - 1)).double().add_(0.5).mul_(2.0**-BITS)
         for words in (first, second)
@@ -123,14 +119,15 @@ def _in_float64(first: Tensor, second: Tensor, deviation: float, out: Tensor) ->
     error.add_(radius, alpha=PRECISION).mul_(deviation)
     radius.mul_(deviation)
     angle = turn.mul_(2 * math.pi)
-    unsure = torch.empty_like(out, dtype=torch.bool)
+    rounded = torch.empty(len(first), 2, dtype=torch.int64, device=first.device)
+    unsure = torch.empty_like(rounded, dtype=torch.bool)
     for column, wave in enumerate((angle.cos(), angle.sin_())):
         raised = wave.mul_(radius).add_(0.5)
         below = raised.floor()
-        out[:, column] = below.long()
+        rounded[:, column] = below.long()
         # The distance from the middle between two borders is half at a border.
         unsure[:, column] = raised.sub_(below).sub_(0.5).abs_().add_(error) >= 0.5
-    return unsure
+    return rounded, unsure
 
 
 def _refined(

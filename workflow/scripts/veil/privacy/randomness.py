@@ -51,7 +51,7 @@ class Randomness:
     def words(
         self, release: int, which: int, first: int, count: int, device: torch.device
     ) -> Tensor:
-        """Random int64 (count,) of one release's stream 0 or 1, from word `first` on, 8 n."""
+        """Random int64 (count,) of one release's stream 0 or 1, from word `first` (8 n) on."""
         key, nonce = self._subkey(f"noise {which}"), release.to_bytes(8, "little")
         return chacha.keystream(key, nonce, first // 8, count, device)
 
