@@ -62,7 +62,7 @@ def test_a_sums_low_bits_say_nothing():
     count, clip_norm, trials = 200, 4.0, 2000
     delta = 0.1 / count
     sigma = calibrate(1.0, delta, 1.0, 1)
-    vectors = torch.from_numpy(np.random.default_rng(0).normal(size=(count, 6)))
+    vectors = torch.from_numpy(10 * np.random.default_rng(0).normal(size=(count, 6)))
     charge = Charge(sampling_rate=1.0, noise_multiplier=sigma, draws=1)
 
     def released(given):
