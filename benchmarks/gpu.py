@@ -393,9 +393,8 @@ def parts_of_the_noise(section: Section) -> None:
     for of, counts in sizes.coordinates.items():
         work: dict[str, Callable[[], object]] = {
             "torch.randn, float32": partial(torch.randn, sum(counts), device=DEVICE),
-            "rounded_normal": partial(draw, counts, DEVICE),
-            "rounded_normal, all parts as one": partial(draw, [sum(counts)], DEVICE),
-            "rounded_normal on the CPU, and sent": partial(draw, counts, torch.device("cpu")),
+            "rounded_normal": partial(draw, sum(counts), DEVICE),
+            "rounded_normal on the CPU, and sent": partial(draw, sum(counts), torch.device("cpu")),
         }
         for what, call in work.items():
             row(lambda call=call: {"ms": timed(call, sizes.seconds)}, what=what, of=of)
@@ -403,16 +402,14 @@ def parts_of_the_noise(section: Section) -> None:
         row(partial(rounding, sum(counts), sizes.seconds), what="of it float64", of=of)
     count, compiler = max(map(sum, sizes.coordinates.values())), "eager" if section.small else None
     for what, measure in (
-        ("ChaCha20, four quarter rounds at once", quarters_at_once),
         ("float64, compiled", compiled_rounding),
         ("ChaCha20, rounds compiled", compiled_rounds),
     ):
         row(partial(measure, count, sizes.seconds, compiler), what=what, of=f"{count:,}")
 
 
-def draw(counts: list[int], where: torch.device) -> None:
-    for count in counts:
-        rounded_normal(Seeded(1), 2e6, count, release=0, device=where).to(DEVICE)
+def draw(count: int, where: torch.device) -> None:
+    rounded_normal(Seeded(1), 2e6, count, release=0, device=where).to(DEVICE)
 
 
 def equal_noise(count: int) -> dict[str, Any]:
@@ -420,7 +417,7 @@ def equal_noise(count: int) -> dict[str, Any]:
     different = 0
     for release, deviation in enumerate((0.7, 2e6, 2.0**21 * 1.3, 2.0**31)):
         found = [
-            rounded_normal(Seeded(3), deviation, count, release=release, first=16, device=where)
+            rounded_normal(Seeded(3), deviation, count, release=release, device=where)
             for where in ("cpu", DEVICE)
         ]
         different += int((found[0] != found[1].cpu()).sum())
@@ -452,77 +449,35 @@ def words(count: int) -> tuple[Tensor, ...]:
 
 
 def rounding(count: int, seconds: float) -> dict[str, Any]:
-    given, out = words(count), torch.empty(-(-count // 2), 2, dtype=torch.int64, device=DEVICE)
-    return {"ms": timed(lambda: noise._in_float64(*given, 2e6, out), seconds)}
-
-
-def starts(blocks: int) -> list[Tensor]:
-    """The cipher's state before the rounds, int32 (blocks,) each."""
-    words = [*chacha.SIGMA, *np.frombuffer(KEY[0], "<i4"), 0, 0, *np.frombuffer(KEY[1], "<i4")]
-    state = [torch.full((blocks,), int(w), dtype=torch.int32, device=DEVICE) for w in words]
-    state[12] = torch.arange(blocks, dtype=torch.int32, device=DEVICE)
-    return state
-
-
-def rounds(start: list[Tensor]) -> Tensor:
-    """As `chacha.by_torch`."""
-    state = list(start)
-    for _ in range(10):
-        for quarter in chacha.QUARTERS:
-            chacha._quarter_round(state, *quarter)
-    return torch.stack([word + given for word, given in zip(state, start, strict=True)], dim=1)
-
-
-def rounds_at_once(start: list[Tensor]) -> Tensor:
-    """The same with the four quarter rounds of a column, or of a diagonal, as one."""
-    rows = [torch.stack(start[at : at + 4]) for at in range(0, 16, 4)]
-    for turn in range(20):
-        if turn % 2:
-            rows = [row.roll(-shift, 0) for shift, row in enumerate(rows)]
-        chacha._quarter_round(rows, 0, 1, 2, 3)
-        if turn % 2:
-            rows = [row.roll(shift, 0) for shift, row in enumerate(rows)]
-    return (torch.cat(rows) + torch.stack(start)).T.contiguous()
-
-
-def quarters_at_once(count: int, seconds: float, compiler: str | None) -> dict[str, Any]:
-    return against_the_cipher(rounds_at_once, count, seconds)
+    given = words(count)
+    return {"ms": timed(lambda: noise._in_float64(*given, 2e6), seconds)}
 
 
 def compiled_rounds(count: int, seconds: float, compiler: str | None) -> dict[str, Any]:
-    compiled = torch.compile(rounds, backend=compiler or "inductor", dynamic=True)
-    return against_the_cipher(compiled, count, seconds)
-
-
-def against_the_cipher(
-    way: Callable[[list[Tensor]], Tensor], count: int, seconds: float
-) -> dict[str, Any]:
-    """Two streams by another way, which must give the same words."""
-    blocks = -(-count // 16)
+    """The cipher with its rounds compiled, which must give the same words."""
+    blocks, plain = -(-count // 16), chacha._round
+    words = chacha.by_torch(*KEY, 0, blocks, DEVICE)
     begun = time.perf_counter()
-    same = torch.equal(way(starts(blocks)), chacha.by_torch(*KEY, 0, blocks, DEVICE))
-    first = time.perf_counter() - begun
-    assert same, "other words than the library's"
-
-    def call() -> None:
-        for _ in range(2):
-            way(starts(blocks))
-
-    return {"ms": timed(call, seconds), "note": f"the same words; first call {first:.1f} s"}
+    chacha._round = torch.compile(plain, backend=compiler or "inductor", dynamic=True)
+    try:
+        same = torch.equal(words, chacha.by_torch(*KEY, 0, blocks, DEVICE))
+        first = time.perf_counter() - begun
+        assert same, "other words than the library's"
+        return cipher(count, seconds) | {"note": f"the same words; first call {first:.1f} s"}
+    finally:
+        chacha._round = plain
 
 
 def compiled_rounding(count: int, seconds: float, compiler: str | None) -> dict[str, Any]:
     compiled = torch.compile(noise._in_float64, backend=compiler or "inductor", dynamic=True)
     given = words(count)
-    outs = [torch.empty(-(-count // 2), 2, dtype=torch.int64, device=DEVICE) for _ in range(2)]
     begun = time.perf_counter()
-    unsure = noise._in_float64(*given, 2e6, outs[0]), compiled(*given, 2e6, outs[1])
+    (plain, unsure), (found, also) = noise._in_float64(*given, 2e6), compiled(*given, 2e6)
     wait()
     first = time.perf_counter() - begun
-    sure = ~(unsure[0] | unsure[1])
-    other = int((outs[0] != outs[1])[sure].sum())
+    other = int((plain != found)[~(unsure | also)].sum())
     note = f"{other} sure integers differ; first call {first:.1f} s"
-    return {"ms": timed(lambda: compiled(*given, 2e6, outs[1]), seconds), "note": note}
+    return {"ms": timed(lambda: compiled(*given, 2e6), seconds), "note": note}
 
 
 # ------------------------------------------------------------------ trainings

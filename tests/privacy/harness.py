@@ -22,6 +22,7 @@ import torch
 
 from veil import artifacts, config, generators
 from veil.generators import diffusion, fitted, wgan
+from veil.generators.phantom import cut_from
 from veil.privacy.mechanism import Mechanism
 
 CPU = torch.device("cpu")
@@ -142,15 +143,19 @@ class Cohort:
         return len(np.unique(self.owners)) if patient else len(self.pairs)
 
 
+@cache
 def cohort(seed=1, patients=PATIENTS, patches=PATCHES) -> Cohort:
-    """Patches that differ, some of them much."""
+    """Patches of phantoms, each patient's of another noise, blur and contrast."""
     random = np.random.default_rng(seed)
-    pairs = random.integers(0, 256, (patients * patches, 2, 16, 16)).astype(np.uint8)
-    shade = random.uniform(0.2, 1, (len(pairs), 1, 1))
-    pairs[:, 0] = (pairs[:, 0] * shade).astype(np.uint8)
-    pairs[:, 1] = random.random((len(pairs), 16, 16)) < random.uniform(
-        0.05, 0.5, (len(pairs), 1, 1)
-    )
+    look = FITTED.phantom
+    phantoms = [
+        look.with_values({
+            "scanner.noise": random.uniform(0.02, 0.35), "scanner.blur": random.uniform(0.3, 1.8),
+            "scanner.vessel": random.uniform(1.5, 4),
+        })
+        for _ in range(patients)
+    ]  # fmt: skip
+    pairs = cut_from(phantoms, patients * patches, 16, seed=seed, threads=0)
     return Cohort(pairs, np.repeat([f"sub-{n:02d}" for n in range(patients)], patches))
 
 

@@ -402,6 +402,26 @@ def flat_noise(door, lattice, count):
     return Mechanism._noised(door, zeros, lattice)[0]
 
 
+@pytest.mark.parametrize("how", ["release", "release_fakes", "release_groups", "release_vectors"])
+def test_11_every_way_out_carries_the_noise_that_was_charged(how):
+    """Over nothing, so that noise is all there is."""
+    module, door = torch.nn.Linear(30, 1, bias=False), mechanism(draws=300, sigma=2.0)
+    sent = []
+    for _ in range(300):
+        batch = door.draw()
+        match how:
+            case "release_vectors":
+                sent.append(batch.release_vectors(torch.zeros(5, 30, dtype=torch.float64)))
+            case "release_groups":
+                sent += batch.release_groups(module, [])[0]
+            case _:
+                sent += getattr(batch, how)(module, lambda part: module(torch.zeros(1, 30)), 0)[0]
+    noise = torch.cat([part.flatten().double() for part in sent])
+    assert len(noise) == 9000
+    assert noise.std().item() == pytest.approx(2.0, rel=0.05)
+    assert abs(noise.mean().item()) < 5 * 2 / math.sqrt(9000)
+
+
 @pytest.mark.parametrize("source", [Seeded, Secure])
 def test_11_noise_is_a_rounded_normal_that_never_repeats(source):
     stream = source(1) if source is Seeded else source()
@@ -578,6 +598,9 @@ def test_20_nobody_elses_coins_move(data, case):
         for mine, theirs in zip(whole.mechanism.batches, less.mechanism.batches, strict=True):
             assert theirs.items() <= mine.items()
             assert len(mine) - len(theirs) <= 1
+        # And names are those of the same records, wherever they have moved to.
+        kept = np.delete(whole.mechanism.identities, number)
+        assert (less.mechanism.identities == kept).all()
     order = np.concatenate(
         [np.flatnonzero(data.owners == name) for name in np.unique(data.owners)[::-1]]
     )

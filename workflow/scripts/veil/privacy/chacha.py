@@ -11,10 +11,6 @@ import torch
 from torch import Tensor
 
 SIGMA = np.frombuffer(b"expand 32-byte k", "<i4")
-QUARTERS = (
-    (0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
-    (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14),
-)  # fmt: skip
 
 
 def keystream(
@@ -22,7 +18,8 @@ def keystream(
 ) -> Tensor:
     """int64 words (count,) of the keystream from block `first` on; 8 words make a block.
 
-    `key` has 32 bytes and `nonce` 8; blocks are counted in 64 bits, as in Bernstein's original.
+    `key` has 32 bytes and `nonce` 8. Blocks from 2^32 on, which no release reaches, are refused by
+    OpenSSL (ValueError).
     """
     blocks = -(-count // 8)
     if torch.device(device).type == "cpu":
@@ -41,21 +38,27 @@ def _by_openssl(key: bytes, nonce: bytes, first: int, blocks: int) -> np.ndarray
 def by_torch(
     key: bytes, nonce: bytes, first: int, blocks: int, device: torch.device | str
 ) -> Tensor:
-    """int32 (blocks, 16): twenty rounds on all blocks at once."""
+    """int32 (blocks, 16): twenty rounds on all blocks at once.
+
+    A state is four rows of four words, and so a round is one quarter round of rows.
+    """
     counter = torch.arange(first, first + blocks, dtype=torch.int64, device=device)
     fixed = np.concatenate([SIGMA, np.frombuffer(key, "<i4"), [0, 0], np.frombuffer(nonce, "<i4")])
-    start = [torch.full((blocks,), int(word), dtype=torch.int32, device=device) for word in fixed]
+    start = torch.from_numpy(fixed.astype(np.int32)).to(device)[:, None].repeat(1, blocks)
     start[12:14] = counter.view(torch.int32).view(-1, 2).T
-    state = list(start)
+    rows = list(start.view(4, 4, blocks).unbind())
     for _ in range(10):
-        for quarter in QUARTERS:
-            _quarter_round(state, *quarter)
-    return torch.stack([word + given for word, given in zip(state, start, strict=True)], dim=1)
+        rows = _round(rows)
+        turned = [row.roll(-n, 0) for n, row in enumerate(rows)]  # diagonals become columns
+        rows = [row.roll(n, 0) for n, row in enumerate(_round(turned))]
+    return (torch.cat(rows) + start).T.contiguous()
 
 
-def _quarter_round(state: list[Tensor], a: int, b: int, c: int, d: int) -> None:
-    for x, y, z, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+def _round(rows: list[Tensor]) -> list[Tensor]:
+    state = list(rows)
+    for x, y, z, turn in ((0, 1, 3, 16), (2, 3, 1, 12), (0, 1, 3, 8), (2, 3, 1, 7)):
         state[x] = state[x] + state[y]
         mixed = state[z] ^ state[x]
         # A right shift of int32 carries the sign along, which is masked away.
         state[z] = (mixed << turn) | ((mixed >> (32 - turn)) & ((1 << turn) - 1))
+    return state
