@@ -162,7 +162,7 @@ MUTANTS = {
         "test_18 and fitted",
     ),
     "coins of one step for all": Mutant(
-        RANDOMNESS, "np.full_like(identities, step)", "np.zeros_like(identities)", "test_01 or test_20"
+        RANDOMNESS, "np.full_like(identities, step)", "np.zeros_like(identities)", "test_20_an_owners"
     ),
     "a key that everybody has": Mutant(
         RANDOMNESS, "super().__init__(os.urandom(32))", "super().__init__(bytes(32))", "test_20_coins"

@@ -136,7 +136,7 @@ def beyond_ceiling(statement: Statement, together: Total | None) -> str:
         found.append(f"epsilon per patient is {bound(epsilon):.3g} at delta {delta:.3g}")
     if patients is None or delta >= 1 / patients:
         found.append(f"delta is {delta:.3g}, which allows to give away one of {patients} patients")
-    if together and together.epsilon > tables.CEILING:
+    if together and together.accesses > 1 and together.epsilon > tables.CEILING:
         found.append(
             f"with the releases before it epsilon per patient is {together.epsilon:.3g} at delta "
             f"{together.delta:.3g}"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from veil.privacy.accounting import STRICT_DELTA
 from veil.privacy.ledger import Statement
 from veil.privacy.register import Access, Register, RegisterError, Total
 
@@ -54,10 +53,11 @@ class Way:
 
     @cached_property
     def together(self) -> Total | None:
-        """What all of them come to for a patient."""
+        """What all of them come to for a patient, at the delta of this point."""
         if self.training is None:
             return None
-        return Total.of(self._together.values(), self.training.people, STRICT_DELTA)
+        people = self.training.people
+        return Total.of(self._together.values(), people, self.statement.delta)
 
     def signed_out(self) -> list[str]:
         """Hashes of the checksums of the bundles of this training that left before."""
