@@ -26,7 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -325,11 +325,13 @@ def arithmetic(mode: Mode) -> Iterator[None]:
     """Within, float32 is computed as the mode says."""
     cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
     before = cudnn.allow_tf32, cudnn.benchmark
+    passes, clipping._pass_precision = clipping._pass_precision, nullcontext
     cudnn.allow_tf32, cudnn.benchmark = mode.convolutions, mode.tuned
     torch.set_float32_matmul_precision("high" if mode.products else "highest")
     try:
         yield
     finally:
+        clipping._pass_precision = passes
         cudnn.allow_tf32, cudnn.benchmark = before
         torch.set_float32_matmul_precision(products)
 

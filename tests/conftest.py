@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 STATEMENT = re.compile(r"(?<=test_statements.py::test_)\d\d")
+CASE = re.compile(r"[a-z]+, (?:patch|patient|as published)(?=\]$)")
 
 
 @pytest.fixture
@@ -30,17 +31,26 @@ def real_data() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print what tests counted (their property `summary`), and how many statements hold."""
-    passed = terminalreporter.stats.get("passed", [])
-    for report in [*passed, *terminalreporter.stats.get("failed", [])]:
+    """Print what tests counted (their property `summary`), and which statements hold of what."""
+    stats = terminalreporter.stats
+    passed, failed = stats.get("passed", []), stats.get("failed", [])
+    for report in [*passed, *failed]:
         for name, value in report.user_properties:
             if name == "summary":
                 terminalreporter.write_line(value)
-    held = {name for report in passed for name in STATEMENT.findall(report.nodeid)}
-    broken = {
-        name
-        for report in terminalreporter.stats.get("failed", [])
-        for name in STATEMENT.findall(report.nodeid)
-    }
-    if held | broken:
-        terminalreporter.write_line(f"statements that hold: {len(held - broken)}/17")
+    held, broken = statements(passed), statements(failed)
+    for case in sorted({*held, *broken}):
+        missing = broken.get(case, set())
+        good = held.get(case, set()) - missing
+        shown = f"{len(good)} hold" + (f", broken: {', '.join(sorted(missing))}" if missing else "")
+        terminalreporter.write_line(f"statements, {case}: {shown} ({', '.join(sorted(good))})")
+
+
+def statements(reports) -> dict[str, set[str]]:
+    """Numbers of the statements that reports are of, by the generator that they were tried on."""
+    found: dict[str, set[str]] = {}
+    for report in reports:
+        if match := STATEMENT.search(report.nodeid):
+            case = CASE.search(report.nodeid)
+            found.setdefault(case[0] if case else "of the library", set()).add(match[0])
+    return found

@@ -99,9 +99,11 @@ def clipped_sum_of_groups(
         total = [_zeros(p) for p in parameters]
         value = torch.zeros((), device=parameters[0].device)
         for part in parts:
-            loss = part()
+            with _pass_precision():
+                loss = part()
+                gradients = torch.autograd.grad(loss, parameters)
             value = value + loss.detach()
-            for held, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+            for held, gradient in zip(total, gradients, strict=True):
                 held += gradient
         values.append(value)
         norm = torch.stack([torch.linalg.vector_norm(part.double()) for part in total]).norm()
@@ -140,6 +142,11 @@ def _full_precision() -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.allow_tf32 = value
+
+
+# Forward and backward pass as well, until a GPU has shown what TF32 does there to a record in other
+# company (benchmarks/gpu.py measures it).
+_pass_precision = _full_precision
 
 
 def _clip_weights(norms: Tensor, clip_norm: float) -> Tensor:
@@ -219,12 +226,13 @@ def _backward(module: nn.Module, losses: Callable[[], Tensor], book: _Book) -> T
         tapped: Tensor = _Tap.apply(output, token, see)
         return tapped
 
-    with ExitStack() as hooks:
-        for name, layer in module.named_modules():
-            if _trainable(layer):
-                hooks.enter_context(layer.register_forward_hook(partial(tap, name)))
-        values = losses()
-    torch.autograd.grad(values.sum(), [token])
+    with _pass_precision():
+        with ExitStack() as hooks:
+            for name, layer in module.named_modules():
+                if _trainable(layer):
+                    hooks.enter_context(layer.register_forward_hook(partial(tap, name)))
+            values = losses()
+        torch.autograd.grad(values.sum(), [token])
     return values.detach()
 
 
