@@ -9,7 +9,7 @@ from veil.privacy.accounting import Charge
 
 RATE, DELTA, BATCHES = 32 / 41_000, 1 / 41_000, 1281
 
-# sigma, epochs, printed, valid loop, true bound of the published loop
+# sigma, epochs, printed, valid loop, five releases a batch of real records alone
 TABLE = [
     (2.0, 50, 1.3, 0.82, 1.13),
     (1.5, 50, 1.9, 1.19, 2.36),
