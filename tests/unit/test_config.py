@@ -86,3 +86,22 @@ def test_the_grid_has_eight_cells_as_in_the_paper():
 )
 def test_wgan_sizes(size, levels):
     assert config.wgan_levels(size) == levels
+
+
+@pytest.mark.parametrize("study", ["dias", "frontier", "kossen2022", "minutes"])
+def test_a_studys_ranges_are_its_own(study, monkeypatch):
+    """Merged key by key, as the workflow engine does it, phantoms would vary in the demonstration's
+    settings too."""
+    from snakemake.utils import update_config
+
+    monkeypatch.setenv("VEIL_REAL_DATA", "/data")
+    path = ROOT / f"config/studies/{study}.yaml"
+    given = yaml.safe_load(path.read_text())
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    update_config(raw, given)
+    config.keep_whole(raw, path)
+    loaded = config.load(raw)
+    for name, settings in given["generators"].items():
+        if "vary" in settings.get("phantom", {}):
+            wanted = {key: tuple(ends) for key, ends in settings["phantom"]["vary"].items()}
+            assert loaded.generators[name].phantom.vary == wanted

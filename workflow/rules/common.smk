@@ -12,6 +12,8 @@ from veil.provenance import code_hash, derive_seed
 try:
     for place in workflow.configfiles:
         settings.check_file(Path(place))
+    for place in workflow.overwrite_configfiles:
+        settings.keep_whole(config, Path(place))
     STUDY = settings.load(config)
 except settings.ConfigError as error:
     raise WorkflowError(str(error)) from None

@@ -195,7 +195,7 @@ class Phantom(Model):
     vary: dict[str, Range] = {}
     """Domain randomisation: settings of which every phantom draws its own value, by their dotted
     name, as `scanner.noise: [0.02, 0.2]`. A setting that is a range itself, as `scanner.vessel`,
-    becomes that one value."""
+    becomes that one value. A study's `vary` replaces the default file's whole."""
 
     def with_values(self, values: Mapping[str, float]) -> Self:
         """The phantom with these values at dotted names; nothing of it varies any more."""
@@ -715,6 +715,8 @@ PUBLIC = PhantomGenerator(
     volumes=24,
     phantom=Phantom(
         **SMALL,
+        vessels=Vessels(branches=120, trunk_radius=(1.2, 2.8), tortuosity=0.4),
+        scanner=Scanner(vessel=(1.8, 2.8), noise=0.06, blur=0.7, texture=0.03, bias=0.3, skull=1.0),
         vary={
             "vessels.branches": (40, 200),
             "vessels.tortuosity": (0.1, 0.6),
@@ -942,6 +944,27 @@ def _repeated(node: Any, seen: set[int]) -> Iterator[str]:
             yield f"{key.value}: given again in line {line}; allowed: each key once"
         keys.add(key.value)
         yield from _repeated(value, seen)
+
+
+def keep_whole(raw: dict[str, Any], path: Path) -> None:
+    """Let every `vary` of a study file replace what was there, in the mapping it was merged into.
+
+    The workflow engine merges key by key: a study's phantoms would vary in what the demonstration's
+    do as well.
+    """
+    for place, ranges in _named_vary(yaml.safe_load(path.read_text(encoding="utf-8")) or {}):
+        inner = raw
+        for key in place[:-1]:
+            inner = inner[key]
+        inner["vary"] = ranges
+
+
+def _named_vary(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if key == "vary":
+            yield (*place, key), value
+        else:
+            yield from _named_vary(value, (*place, key))
 
 
 def load(raw: Mapping[str, Any]) -> Study:
