@@ -252,9 +252,19 @@ def phantom_tests(wildcards):
 
 
 def test_roots(wildcards):
-    """Roots of the test cohorts, each with whether it is one of phantoms, as JSON."""
-    cohorts = map(only, tests_of(wildcards.cohort))
-    return json.dumps([(cohort_root(c), is_phantom(c)) for c in cohorts])
+    """Of each test cohort the root, whether it is one of phantoms, and the table that it was
+    imported by, as JSON."""
+    return json.dumps(
+        [
+            (cohort_root(c), is_phantom(c), import_table(c) if is_import(c) else None)
+            for c in map(only, tests_of(wildcards.cohort))
+        ]
+    )
+
+
+def is_import(wildcards):
+    """Whether a cohort is brought into BIDS by a table."""
+    return STUDY.cohorts[wildcards.cohort].kind == "import"
 
 
 def import_table(wildcards):

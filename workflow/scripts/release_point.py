@@ -18,8 +18,9 @@ def tokens() -> set[str]:
     """What identifies a patient of any test cohort, or this machine."""
     found = identifiers.of_machine()
     places = zip(json.loads(snakemake.params.roots), snakemake.input.manifests, strict=True)
-    for (root, phantom), manifest in places:
-        found |= identifiers.of_cohort(Path(root), Path(manifest), phantom)
+    for (root, phantom, table), manifest in places:
+        source = Path(table) if table else None
+        found |= identifiers.of_cohort(Path(root), Path(manifest), phantom, source)
     return found
 
 

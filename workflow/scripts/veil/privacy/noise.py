@@ -31,7 +31,7 @@ from veil.privacy.randomness import Randomness
 
 BITS = 52
 """Of each uniform number, before any are added."""
-PRECISION = 2.0**-47
+PRECISION = 2.0**-46
 """Bound on the absolute error of a cosine, and the relative one of a radius, in float64."""
 BLOCK = 2**14
 """Pairs of deviates at a time, so that buffers stay in the cache; on a GPU as many as there are."""

@@ -256,7 +256,8 @@ def _top(points: pd.DataFrame) -> pd.DataFrame:
 def _row(label: str, point: dict[str, Any], summary: pd.DataFrame) -> dict[str, Any]:
     mine = summary[(summary[KEYS] == [point[key] for key in KEYS]).all(axis=1)]
     row: dict[str, Any] = {"trained on": label, **{key: point[key] for key in KEYS}}
-    row |= {key: point.get(key) for key in ("epsilon", "epsilon_published", "epsilon_patient")}
+    stated = ("epsilon", "epsilon_published", "epsilon_patient", "epsilon_patient_strict")
+    row |= {key: point.get(key) for key in stated}
     for entry in mine.itertuples():
         row[f"{entry.test_cohort} {entry.metric} mean"] = entry.mean
         row[f"{entry.test_cohort} {entry.metric} sd"] = entry.sd
