@@ -314,7 +314,7 @@ MUTANTS = {
     ),
     "changed code trains again": Mutant(
         "generators/once.py",
-        "(self.secure and not changed and self.again != \"train\")",
+        "(self.secure and not changed and not asked)",
         "(False)",
         "code_and_parameters", REGISTER,
     ),
@@ -330,8 +330,8 @@ MUTANTS = {
     ),
     "releases that the configuration forgot": Mutant(
         "release/wall.py",
-        "every = [self.training, *self.register.released(), *planned]",
-        "every = [self.training, *planned]",
+        "every = [self.training, *self.register.released(), *planned]\n        return",
+        "every = [self.training, *planned]\n        return",
         "ever_left", REGISTER,
     ),
 }  # fmt: skip

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from veil import artifacts
 from veil.generators.once import Once, as_trained
 from veil.privacy.accounting import Charge, epsilon, gaussian_epsilon
 from veil.privacy.ledger import Event, Ledger, Statement
+from veil.privacy.randomness import Secure
 from veil.privacy.register import Access, Register, RegisterError, Scans, Total, people_of, spent_by
 from veil.release.wall import Way
 
@@ -149,11 +152,73 @@ def test_a_training_that_was_killed_is_gone_on_with(register, training):
 
     with pytest.raises(InterruptedError):
         once(register).train(training.files, killed)
-    assert len(register.accesses()) == 1
-    assert not register.trainings()
+    (access,) = register.accesses()
+    assert not register.is_finished(access)
+    secret = register.secret(access)
     training.run(once(register))
-    assert len(register.accesses()) == 1
-    assert len(register.trainings()) == 1
+    assert register.accesses() == [access]
+    assert register.is_finished(access)
+    # It drew the same coins and noise again, and nobody can any more.
+    assert len(secret) == 32
+    assert register.secret(access) is None
+
+
+def test_without_its_key_a_training_that_was_killed_is_another_access(register, training):
+    def killed(access):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        once(register).train(training.files, killed)
+    next(register.folder.glob(".*.key")).unlink()
+    training.run(once(register))
+    assert len(register.accesses()) == 2
+
+
+def test_one_secret_gives_the_same_coins_and_noise_and_another_purpose_others():
+    first, second, other = (Secure(bytes(32), purpose) for purpose in ("noise", "noise", "batches"))
+    assert torch.equal(first.state(), second.state())
+    assert not torch.equal(first.state(), other.state())
+    assert not torch.equal(Secure().state(), Secure().state())
+
+
+def test_seeded_and_secure_results_are_not_taken_for_each_other(register, training):
+    seeded = training.run(once(register, source="seeded"))
+    secure = training.run(once(register))
+    assert seeded != secure
+    assert training.run(once(register, source="seeded")) == seeded
+    assert training.run(once(register)) == secure
+    assert training.times == 2
+
+
+def test_going_back_to_earlier_settings_brings_back_their_result(register, training):
+    first = training.run(once(register, source="seeded"))
+    training.run(once(register, source="seeded", made_of={"code": "b", "task": {}}))
+    assert training.run(once(register, source="seeded")) == first
+    assert training.times == 2
+
+
+def test_a_study_of_another_name_is_the_same_point(register, training):
+    first = training.run(once(register))
+    assert training.run(once(register, point=POINT.replace("mine", "renamed"))) == first
+    other = {"code": "a", "task": {"settings": {"clip_norm": 9.0}}}
+    training.run(once(register, point=POINT.replace("mine", "other"), made_of=other))
+    assert training.times == 2
+
+
+def test_a_kept_result_that_was_deleted_is_not_made_again(register, training):
+    training.run(once(register))
+    shutil.rmtree(register.folder / "kept")
+    with pytest.raises(RegisterError, match="is missing from a kept result"):
+        training.run(once(register))
+    assert training.times == 1
+
+
+def test_allowed_to_train_again_code_alone_is_no_reason_to(register, training):
+    first = training.run(once(register))
+    code = {"code": "b", "task": {"settings": {"clip_norm": 3.0}}}
+    assert training.run(once(register, made_of=code, again="train")) == first
+    settings = {"code": "b", "task": {"settings": {"clip_norm": 4.0}}}
+    assert training.run(once(register, made_of=settings, again="train")) != first
 
 
 def test_an_entry_stands_before_anything_is_read(register, training):
@@ -186,7 +251,7 @@ def test_a_result_is_kept_before_it_is_handed_on(register, training, monkeypatch
     monkeypatch.setattr(Register, "keep", full)
     with pytest.raises(OSError, match="disk full"):
         training.run(once(register))
-    assert not register.trainings()
+    assert not any(register.is_finished(access) for access in register.accesses())
 
 
 # ------------------------------------------------------------------ entries
@@ -306,6 +371,20 @@ def test_the_budget_bounds_the_total_and_refuses_what_would_pass_it(register, tr
     assert "releases nothing, so it goes on" in caplog.text
 
 
+def test_what_was_begun_counts_for_the_budget(register, training):
+    """Points that are trained beside each other cannot pass it together."""
+
+    def killed(access):
+        raise InterruptedError
+
+    budget = 1.01 * gaussian_epsilon(1 / SIGMA, 1e-3)
+    with pytest.raises(InterruptedError):
+        once(register, budget=budget).train(training.files, killed)
+    with pytest.raises(RegisterError, match="over 2 accesses"):
+        training.run(once(register, point=POINT.replace("seed-0", "seed-1"), budget=budget))
+    training.run(once(register, budget=budget))
+
+
 # ------------------------------------------------------------------ the way out
 
 
@@ -318,6 +397,7 @@ def test_a_release_names_all_that_ever_left(register, training, tmp_path):
     assert first.names == ()
     first.sign_out("a" * 64)
     assert first.signed_out() == ["a" * 64]
+    assert second.signed_out() == []
     assert second.names == ("fitted/patient-eps-1/seed-0",)
     assert second.together.accesses == 2
     second.sign_out("b" * 64)
@@ -328,6 +408,25 @@ def test_a_release_names_all_that_ever_left(register, training, tmp_path):
     planned = Way(register, statement(access=made[0]), [statement(access=made[2])])
     assert "fitted/patient-eps-1/seed-2" in planned.names
     assert "mine" not in json.dumps(third.names)
+    assert third.stated.epsilon == pytest.approx(third.together.epsilon)
+
+
+def test_a_card_says_nothing_of_who_is_in_two_cohorts(register, training):
+    """The gate counts a patient who is in both; what is printed is of the cohort alone."""
+    here, there = POINT, POINT.replace("first", "second").replace("seed-0", "seed-1")
+    for point, people in ((here, patients("sub-1")), (there, patients("sub-1", "sub-2"))):
+        training.run(once(register, people, point=point))
+    one, two = (Way(register, statement(access=access.name)) for access in register.accesses())
+    two.sign_out("a" * 64)
+    assert one.together.accesses == 2
+    assert one.names == ()
+    assert one.stated.accesses == 1
+
+
+def test_the_entries_are_those(register, training):
+    for number in range(3):
+        training.run(once(register, point=POINT.replace("seed-0", f"seed-{number}")))
+        Way(register, statement(access=register.trainings()[-1].name)).sign_out("a" * 64)
     assert {access.kind for access in register.accesses()} == {"training", "release"}
     assert len(register.accesses()) == 6
 

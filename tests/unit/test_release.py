@@ -183,6 +183,9 @@ def test_a_bundle_is_never_overwritten(rng, tmp_path):
     (folder / "SHA256SUMS").unlink()  # as the workflow engine does before a rule that makes it
     bundle.stays(folder, out)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(bundle.ReleaseError, match="or of another training"):
+        bundle.stays(folder, [])  # of a training that released nothing
+    bundle.stays(folder, None)
     (folder / "README.md").write_text("other words")
     with pytest.raises(bundle.ReleaseError, match="is not what was released"):
         bundle.stays(folder, out)

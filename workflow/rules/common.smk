@@ -246,11 +246,6 @@ def is_phantom(wildcards):
     return STUDY.cohorts[wildcards.cohort].kind == "phantom"
 
 
-def phantom_tests(wildcards):
-    """The test cohorts whose patients are phantoms."""
-    return [c for c in tests_of(wildcards.cohort) if is_phantom(only(c))]
-
-
 def test_roots(wildcards):
     """Of each test cohort the root, whether it is one of phantoms, and the table that it was
     imported by, as JSON."""

@@ -31,7 +31,6 @@ rule release_point:
         task=generator_task,
         public=is_phantom,
         roots=test_roots,
-        phantoms=phantom_tests,
         code=code_hash("release_point.py", files=("veil/release/card.md.j2",)),
     script:
         "../scripts/release_point.py"

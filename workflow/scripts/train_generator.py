@@ -15,6 +15,8 @@ state = Path(snakemake.params.folder) / "state"
 
 def make(access: Access | None = None) -> None:
     """Train, and write weights, statement and history."""
+    if access:
+        generator.secret = register.secret(access)
     generator.fit(state, training.choose_device(), made_of)
     meta = {"task": task.model_dump(mode="json")}
     artifacts.save_tensors(outputs["weights"], generator.weights(), meta)
@@ -36,6 +38,7 @@ with job.running(snakemake, state):
         "task": task.model_dump(mode="json"),
         "code": snakemake.params.code,
         "patches": artifacts.file_hash(patches) if patches else "",
+        "owners": artifacts.file_hash(patches.with_suffix(".tsv")) if patches else "",
         "start": artifacts.file_hash(start) if start else "",
     }
     if statement["guarantee"] != "differential privacy":
@@ -45,8 +48,9 @@ with job.running(snakemake, state):
         study = config.load(snakemake.config)
         of, manifest = snakemake.wildcards, Path(snakemake.input.checked[0])
         key = f"{of.generator}/{of.privacy}/seed-{of.seed}"
+        register = Register(Path(study.privacy.register))
         once.Once(
-            register=Register(Path(study.privacy.register)),
+            register=register,
             point=f"{study.name}/{of.cohort}/{key}",
             patients=[
                 Scans(participant_id=p.participant_id, scan=p.scan_sha256, label=p.label_sha256)

@@ -684,8 +684,8 @@ class Release(Model):
     """Points that may leave although their epsilon per patient is above 10, or their delta is 1 /
     patients or more: for each, who answers for it and why, in words that the card will print."""
     scores: bool = False
-    """Print mean scores of real test patients on the card, though no statement covers them. Those
-    of phantoms are always printed."""
+    """Print mean scores on the card, though no statement covers test and validation patients. Of a
+    cohort of phantoms they are always printed."""
     title: str = "Synthetic image-label pairs"
     """Title of the card."""
     description: str = "Labelled image patches, made by a generator that was trained under privacy."

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ class Once:
         `make` is handed the access that it is charged to, and writes all files. RegisterError says
         why nothing may be trained, and what the ways out are.
         """
-        access = self._open()
+        with self.register.alone():
+            access = self._open()
         if self.register.is_finished(access):
             self.register.restore(access, files)
             return
@@ -72,21 +74,17 @@ class Once:
     def _open(self) -> Access:
         """The access to go on with, to bring back, or a new one."""
         people = people_of(self.point, self.patients)
-        mine = set().union(*people)
-        before = [
-            access
-            for access in self.register.accesses()
-            if access.kind == "training"
-            and access.point == self.point
-            and mine & set().union(*access.people)
-        ]
+        before = self._before(set().union(*people))
         finished = [access for access in before if self.register.is_finished(access)]
-        if finished and not self._trains_again(finished[-1]):
-            return finished[-1]
-        unfinished = [access for access in before if access not in finished]
-        if unfinished and not self.differences(unfinished[-1]):
-            log.info("goes on with %s, which was begun and not finished", unfinished[-1].name)
-            return unfinished[-1]
+        same = [a for a in finished if not self._changed_patients(a) and not self.differences(a)]
+        for access in (same or finished)[-1:]:
+            if not self._trains_again(access):
+                return access
+        for access in reversed(before):
+            going = access not in finished and self.register.secret(access)
+            if going and not self._changed_patients(access) and not self.differences(access):
+                log.info("goes on with %s, which was begun and not finished", access.name)
+                return access
         self._check_budget(people)
         return self.register.add(
             "training",
@@ -99,6 +97,23 @@ class Once:
             made_of=json.loads(json.dumps(dict(self.made_of))),
         )
 
+    def _before(self, people: set[str]) -> list[Access]:
+        """Earlier trainings of this point on any of these people, from the same kind of source.
+
+        Under another name of study or cohort it is the same point if the same was asked.
+        """
+        where, task = self.point.split("/")[2:], json.loads(json.dumps(self.made_of.get("task")))
+        return [
+            access
+            for access in self.register.trainings()
+            if access.noise_source == self.statement.noise_source
+            and people & set().union(*access.people)
+            and (
+                access.point == self.point
+                or (access.point.split("/")[2:] == where and access.made_of.get("task") == task)
+            )
+        ]
+
     def _trains_again(self, before: Access) -> bool:
         """Whether a point that was finished is to be trained again; says what is done, and why."""
         changed, differing = self._changed_patients(before), self.differences(before)
@@ -106,13 +121,14 @@ class Once:
             log.info("brings back %s from the register: nothing differs", before.name)
             return False
         what = "; ".join(filter(None, [*changed, differing]))
-        if self.again == "keep" or (self.secure and not changed and self.again != "train"):
+        asked = self.again == "train" and (changed or not self._only_code(before))
+        if self.again == "keep" or (self.secure and not changed and not asked):
             log.warning(
                 "brings back %s from the register and trains nothing. Since then: %s", before.name,
                 what,
             )  # fmt: skip
             return False
-        if self.secure and self.again != "train":
+        if self.secure and not asked:
             raise RegisterError(self._refusal(before, changed))
         log.warning(
             "trains %s again, which was finished as %s: another access to the same patients, and "
@@ -152,11 +168,22 @@ class Once:
         """What the result would follow from now, and did not then."""
         return training.differences(before.made_of, self.made_of)
 
+    def _only_code(self, before: Access) -> bool:
+        """Whether nothing but the code differs."""
+        return not training.differences(
+            {**before.made_of, "code": ""}, {**self.made_of, "code": ""}
+        )
+
     def _check_budget(self, people: list[set[str]]) -> None:
         """Refuse, or tell of, an access that would take a patient beyond the budget."""
+        if self.budget is None:
+            return
         planned = spent_by(self.statement.model_dump())
         total = Total.of(self.register.trainings(), people, self.statement.delta, planned)
-        if self.budget is None or total.epsilon <= self.budget:
+        if not total.accesses:  # alone, it is what its own accountant says
+            alone = self.statement.epsilon_patient
+            total = total.model_copy(update={"epsilon": math.inf if alone is None else alone})
+        if total.epsilon <= self.budget:
             return
         text = (
             f"{self.point}: with it a patient would come to epsilon {total.epsilon:.3g} over "

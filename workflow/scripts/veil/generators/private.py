@@ -35,6 +35,8 @@ class PrivateGenerator(Generator):
     """A generator that learns from private patches, at any privacy level or at none."""
 
     access = "training"
+    secret: bytes | None = None
+    """Of which a secure run's coins and noise are made; by default one that nobody keeps."""
     loop = "valid"
     draws_a_step = 1
     releases_a_draw = 1
@@ -185,8 +187,8 @@ class PrivateGenerator(Generator):
             present=len(identities),
             identities=identities,
             clip_norm=self.clip_norm,
-            sampler=randomness.source(self.task.noise, seeds["batches"]),
-            noise=randomness.source(self.task.noise, seeds["noise"]),
+            sampler=randomness.source(self.task.noise, seeds["batches"], self.secret, "batches"),
+            noise=randomness.source(self.task.noise, seeds["noise"], self.secret, "noise"),
         )
 
     def watched(

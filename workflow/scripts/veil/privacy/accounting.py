@@ -216,10 +216,11 @@ def filter_epsilon(charges: Sequence[tuple[Charge, int]], delta: float) -> float
     """Epsilon of one patient over accesses that were chosen one after the other, each with how
     many of the patient's records it may have seen (1 where the patient is the unit).
 
-    An upper bound that holds however each access was chosen in view of what the ones before it
-    gave, by adding up Renyi divergences (Feldman and Zrnic 2021) or, where every unit was in every
-    batch, the squared mu of Gaussian differential privacy (Smith and Thakurta 2022). Of composed
-    privacy loss distributions no such thing is proven.
+    By adding up Renyi divergences or, where every unit was in every batch, the squared mu of
+    Gaussian differential privacy. With an order (or mu) and a bound that were fixed beforehand both
+    are filters: they hold however each access was chosen in view of what the ones before it gave
+    (Feldman and Zrnic 2021; Smith and Thakurta 2022). Of composed privacy loss distributions no
+    such thing is proven. Here the best order is taken afterwards.
     """
     live = [(charge, records) for charge, records in charges if charge.draws]
     if not live:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from veil import artifacts
 from veil.privacy import accounting, randomness
 from veil.privacy.accounting import STRICT_DELTA, Charge
 
@@ -70,6 +71,10 @@ class Event:
 CHOICE = {"access": "choice of segmenter and run on validation patients", "covered": False}
 
 
+class StatementError(artifacts.ArtifactError):
+    """What is no privacy statement of this version."""
+
+
 class Statement(BaseModel):
     """What is said of one result's privacy: `privacy.json`, in the types that decisions rest on.
 
@@ -119,14 +124,14 @@ class Statement(BaseModel):
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> Self:
-        """Check a statement that was read; ValueError names what is wrong with it."""
+        """Check a statement that was read; StatementError names what is wrong with it."""
         try:
             return cls.model_validate(dict(stated))
         except ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
             )
-            raise ValueError(f"is no privacy statement of this version: {faults}") from None
+            raise StatementError(f"is no privacy statement of this version: {faults}") from None
 
     def as_dict(self) -> dict[str, Any]:
         """As it is printed and saved; what does not apply is left out."""

@@ -10,8 +10,8 @@ one for each release, the same on a CPU and on a GPU.
 
 Privacy: the guarantee assumes that coins and noise are unknown to whoever sees the release. With
 `Seeded` that holds only against those who do not know the seed. With `Secure` it holds against
-everybody who cannot read the checkpoint of a run that has not ended: the key lies in it, on the
-private side, so that a killed run can go on, and is deleted with it.
+everybody who cannot read the register or the checkpoint of a run that has not ended: the key lies
+there, on the private side, so that a killed run draws the same again, and is deleted with it.
 """
 
 from __future__ import annotations
@@ -105,19 +105,22 @@ class Secure(Randomness):
     kind = "secure"
     description = (
         "ChaCha20, and AES-256 for coins, under a key from the operating system that was deleted "
-        "when the run ended. Nobody can repeat the run."
+        "when the result was finished. Nobody can repeat the run."
     )
 
-    def __init__(self) -> None:
-        super().__init__(os.urandom(32))
+    def __init__(self, secret: bytes | None = None, purpose: str = "") -> None:
+        """A new key, or that of a purpose from a secret that the operating system gave before."""
+        name = purpose.encode()
+        given = secret and hashlib.blake2b(name, key=secret, digest_size=32).digest()
+        super().__init__(given or os.urandom(32))
 
 
 KINDS: dict[str, type[Randomness]] = {"seeded": Seeded, "secure": Secure}
 
 
-def source(kind: str, seed: int) -> Randomness:
-    """The source of this kind: `seeded` or `secure` (which ignores the seed)."""
-    return Secure() if kind == "secure" else Seeded(seed)
+def source(kind: str, seed: int, secret: bytes | None = None, purpose: str = "") -> Randomness:
+    """The source of this kind: `seeded` by the seed, or `secure` by the secret, if there is one."""
+    return Secure(secret, purpose) if kind == "secure" else Seeded(seed)
 
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]

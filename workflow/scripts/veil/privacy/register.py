@@ -7,7 +7,9 @@ patients should share it. Patients are known by what their scans hold, not by an
     register/
         training-001-<study>-<cohort>-<generator>-<privacy>-seed-<n>.json    one access
         release-001-....json                                                 one bundle that left
-        kept/training-001-.../    the finished result: weights, statement, history
+        training-001-....finished    its result is kept: from now on it is never made again
+        .training-001-....key        until then, what its coins and noise are made of
+        kept/training-001-.../       the finished result: weights, statement, history
 
 Privacy: private. It says who was in which training. What would void it: a second register for the
 same patients, or files deleted from it.
@@ -20,6 +22,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -137,6 +140,10 @@ class Register:
         while True:
             access = Access(kind=kind, point=point, number=number, when=now, **about)
             if self._written(access):
+                if kind == "training":
+                    key = os.open(self._key(access), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    with os.fdopen(key, "wb") as file:
+                        file.write(os.urandom(32))
                 return access
             number += 1  # another process was quicker
 
@@ -149,6 +156,12 @@ class Register:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        except OSError:  # no hard links on this file system
+            try:
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(temporary.read_text(encoding="utf-8"))
+            except FileExistsError:
+                return False
         finally:
             temporary.unlink(missing_ok=True)
         path.chmod(0o444)
@@ -162,17 +175,34 @@ class Register:
         for file in files:
             shutil.copyfile(file, temporary / file.name)
             artifacts.seal(temporary / file.name)
-        try:
-            temporary.rename(folder)
-        except OSError:
+        if folder.exists():
             shutil.rmtree(temporary)
             raise RegisterError(
                 f"{folder}: a finished result is kept there already; allowed: one an access"
-            ) from None
+            )
+        temporary.rename(folder)
+        artifacts.write_text(self._mark(access), "its result is kept\n")
+        self._key(access).unlink(missing_ok=True)
 
     def is_finished(self, access: Access) -> bool:
-        """Whether its result is kept."""
-        return self._kept(access).is_dir()
+        """Whether its result was kept, and so may have been seen."""
+        return self._mark(access).exists() or self._kept(access).is_dir()
+
+    def secret(self, access: Access) -> bytes | None:
+        """What coins and noise of an access that is not finished are made of: the same however
+        often it is begun; None if it is gone."""
+        path = self._key(access)
+        return path.read_bytes() if path.exists() else None
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Within, no other process decides what may be added."""
+        return artifacts.alone(self.folder / ".lock")
+
+    def _mark(self, access: Access) -> Path:
+        return self.folder / f"{access.name}.finished"
+
+    def _key(self, access: Access) -> Path:
+        return self.folder / f".{access.name}.key"
 
     def restore(self, access: Access, files: Iterable[Path]) -> None:
         """Bring the kept result back; RegisterError if a file of it is missing or was altered."""
@@ -188,8 +218,8 @@ class Register:
         return self.folder / KEPT / access.name
 
     def trainings(self) -> list[Access]:
-        """Those that were finished; what was begun and never finished gave nothing out."""
-        return [a for a in self.accesses() if a.kind == "training" and self.is_finished(a)]
+        """All of them: one that was begun and not finished may have been watched."""
+        return [access for access in self.accesses() if access.kind == "training"]
 
     def released(self) -> list[Access]:
         """The trainings whose results left the building, each once."""

@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,18 +173,18 @@ def is_there(folder: Path) -> bool:
     return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
-def stays(folder: Path, signed_out: Iterable[str]) -> None:
+def stays(folder: Path, signed_out: Collection[str] | None) -> None:
     """Leave a bundle as it was released, with its checksums written anew where they are gone.
 
     ReleaseError unless it still is what one of `signed_out`, hashes of checksums, was made of;
-    where there are none, as of public bundles, whatever is there stays.
+    of public bundles, which are in no register (None), whatever is there stays.
     """
     (folder / SUMS).unlink(missing_ok=True)
-    text, known = checksums(folder), list(signed_out)
-    if known and hashlib.sha256(text.encode()).hexdigest() not in known:
+    text = checksums(folder)
+    if signed_out is not None and hashlib.sha256(text.encode()).hexdigest() not in signed_out:
         raise ReleaseError(
-            f"{folder}: is not what was released, by the register; allowed: restore it, or move it "
-            "away to release the point anew"
+            f"{folder}: is not what was released of this training, by the register: damaged, or of "
+            "another training; allowed: restore it, or move it away to release the point anew"
         )
     artifacts.write_text(folder / SUMS, text)
     log.warning(

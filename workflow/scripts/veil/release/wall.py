@@ -43,28 +43,50 @@ class Way:
         every = [self.training, *self.register.released(), *planned]
         return {a.name: a for a in every if mine & set().union(*a.people)}
 
+    @cached_property
+    def _of_cohort(self) -> list[Access]:
+        """Those that left or will leave of the same cohort by name, this one first.
+
+        What the card says follows from these alone: who is in two cohorts is nobody's business.
+        """
+        assert self.training is not None
+        cohort = self.training.point.split("/")[:2]
+        planned = [self._of(s) for s in self.others if s.guarantee == "differential privacy"]
+        every = {a.name: a for a in [self.training, *self.register.released(), *planned]}
+        return [access for access in every.values() if access.point.split("/")[:2] == cohort]
+
     @property
     def names(self) -> tuple[str, ...]:
-        """The other points on the same patients, without what names the study and the cohort."""
+        """The other points of the cohort, without what names the study and the cohort."""
         if self.training is None:
             return ()
-        others = (a for name, a in self._together.items() if name != self.training.name)
-        return tuple("/".join(access.point.split("/")[2:]) for access in others)
+        return tuple("/".join(access.point.split("/")[2:]) for access in self._of_cohort[1:])
+
+    @property
+    def stated(self) -> Total | None:
+        """What all of the cohort come to for a patient who is in each."""
+        if self.training is None:
+            return None
+        people = [person for access in self._of_cohort for person in access.people]
+        return Total.of(self._of_cohort, [set().union(*people)], self.statement.delta)
 
     @cached_property
     def together(self) -> Total | None:
-        """What all of them come to for a patient, at the delta of this point."""
+        """What all of them come to for the patient who lost most, at the delta of this point."""
         if self.training is None:
             return None
         people = self.training.people
         return Total.of(self._together.values(), people, self.statement.delta)
 
-    def signed_out(self) -> list[str]:
-        """Hashes of the checksums of the bundles of this training that left before."""
+    def signed_out(self) -> list[str] | None:
+        """Hashes of the checksums of the bundles of this training that left before; None of public
+        ones."""
+        if self.training is None:
+            return None
         return [
             access.made_of["sums"]
             for access in self.register.accesses()
-            if self.training and access.kind == "release" and access.of == self.training.name
+            if access.kind == "release" and access.of == self.training.name
         ]
 
     def sign_out(self, sums: str) -> None:
