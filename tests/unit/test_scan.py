@@ -27,6 +27,7 @@ from veil import config
 from veil.cohorts import bids
 from veil.privacy import ledger, randomness
 from veil.privacy.accounting import Charge
+from veil.privacy.register import Total
 from veil.release import bundle, identifiers, scan
 from veil.release.sought import tokens_of
 
@@ -615,7 +616,8 @@ def test_a_clean_bundle_leaves_whatever_the_cohort_says(rng, tmp_path, kind, abo
     made = replace(
         example(rng, stated(), count=60, **about),
         task=config.Study().task("first", kind, "none", 0),
-        others={f"{kind}/eps-10/seed-1": stated()},
+        others=(f"{kind}/eps-10/seed-1",),
+        together=Total(accesses=2, epsilon=9.0, delta=1e-5, best_case=False),
     )
     bundle.write(tmp_path / "out", made, tokens | identifiers.of_machine())
     found = tokens_of({"Müller^Anna", "Κωνσταντίνου^Jürgen"})
@@ -710,10 +712,10 @@ def test_what_stands_beside_the_images_does_not_leave(told, rng, tmp_path, text)
         tmp_path / "out", example(rng, count=1), identifiers.of_cohort(*told, public=False)
     )
     with pytest.raises(scan.LeakError):
-        bundle.write(tmp_path / "out", made, identifiers.of_cohort(*told, public=False))
+        bundle.write(tmp_path / "refused", made, identifiers.of_cohort(*told, public=False))
     with pytest.MonkeyPatch.context() as without:
         without.setattr(scan, "refuse_leaks", lambda folder, tokens: None)
-        bundle.write(tmp_path / "out", made, identifiers.of_cohort(*told, public=False))
+        bundle.write(tmp_path / "let-out", made, identifiers.of_cohort(*told, public=False))
 
 
 def test_a_sidecar_that_is_no_json_is_named(told):
@@ -745,8 +747,8 @@ def test_no_cell_of_an_import_table_leaves(cohort, table, rng, tmp_path, text):
     bundle.write(tmp_path / "out", example(rng, description="Of raw store labels."), tokens)
     made = example(rng, description=f"Of {text}, say.")
     with pytest.raises(scan.LeakError, match="identifies a patient"):
-        bundle.write(tmp_path / "out", made, tokens)
-    bundle.write(tmp_path / "out", made, identifiers.of_cohort(*cohort, public=False))
+        bundle.write(tmp_path / "refused", made, tokens)
+    bundle.write(tmp_path / "let-out", made, identifiers.of_cohort(*cohort, public=False))
 
 
 def test_the_places_of_an_import_are_sought_whole(table, rng, tmp_path):

@@ -14,32 +14,18 @@ from veil.release import bundle, identifiers, wall
 from veil.report import tables
 
 
-def tokens() -> set[str]:
-    """What identifies a patient of any test cohort, or this machine."""
-    found = identifiers.of_machine()
-    places = zip(json.loads(snakemake.params.roots), snakemake.input.manifests, strict=True)
-    for (root, phantom, table), manifest in places:
-        source = Path(table) if table else None
-        found |= identifiers.of_cohort(Path(root), Path(manifest), phantom, source)
-    return found
-
-
 with job.running(snakemake):
-    inputs, params = snakemake.input, snakemake.params
-    study = config.load(snakemake.config)
+    inputs, params, study = snakemake.input, snakemake.params, config.load(snakemake.config)
     folder, point = Path(snakemake.output[0]).parent, Path(inputs.scores).parents[1]
     statement = Statement.of(artifacts.read_sealed(Path(inputs.privacy)))
     artifacts.check_stated(Path(inputs.weights), Path(inputs.privacy))
-    out = wall.Way(
-        register=Register(Path(study.privacy.register)),
-        statement=statement,
-        others=[Statement.of(artifacts.read_sealed(Path(path))) for path in inputs.others],
-    )
-    signature = study.release.signed.get("/".join(point.parts[-3:]))
+    others = [Statement.of(artifacts.read_sealed(Path(path))) for path in inputs.others]
+    out = wall.Way(Register(Path(study.privacy.register)), statement, others)
+    signed = study.release.signed.get("/".join(point.parts[-3:]))
     if bundle.is_there(folder):
         bundle.stays(folder, out.signed_out())
     else:
-        bundle.check(statement.as_dict(), params.public, str(point), signature, out.together)
+        bundle.check(statement.as_dict(), params.public, str(point), signed, out.together)
         audits = [tables.audits_table([Path(path)]) for path in inputs.audit]
         scores = artifacts.read_table(Path(inputs.scores)).assign(**tables.identify(point))
         # Its segmenter was chosen on validation patients: with real ones no score is public.
@@ -54,12 +40,12 @@ with job.running(snakemake):
                 pairs=artifacts.open_pairs(Path(inputs.pairs)),
                 weights=weights,
                 statement=statement,
-                audits=pd.concat(audits) if audits else pd.DataFrame(),
+                audits=pd.concat([pd.DataFrame(), *audits]),
                 scores=tables.summary_table(shown),
                 others=out.names,
                 together=out.stated,
-                signature=signature,
+                signature=signed,
             ),
-            tokens(),
+            identifiers.of_study(json.loads(params.roots), list(map(Path, inputs.manifests))),
             out.sign_out,
         )

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from veil import training
-from veil.config import Task
+from veil import artifacts, training
+from veil.cohorts import bids
+from veil.config import Study, Task
 from veil.privacy.ledger import Statement
 from veil.privacy.register import (
     Access,
@@ -193,6 +194,35 @@ class Once:
         if self.secure:
             raise RegisterError(text)
         log.warning("%s. Its noise is seeded and releases nothing, so it goes on", text)
+
+
+def made_of(task: Task, code: str, patches: Path | None, start: Path | None) -> dict[str, Any]:
+    """What a training follows from, as JSON values."""
+    owners = patches.with_suffix(".tsv") if patches else None
+    files = {"patches": patches, "owners": owners, "start": start}
+    hashes = {name: artifacts.file_hash(path) if path else "" for name, path in files.items()}
+    return {"task": task.model_dump(mode="json"), "code": code, **hashes}
+
+
+def point(
+    study: Study, of: Mapping[str, str], manifest: Path, made_of: Mapping[str, Any],
+    statement: Statement,
+) -> Once:  # fmt: skip
+    """A point of a study, by its path's parts (cohort, generator, privacy, seed) and its cohort's
+    manifest."""
+    key = f"{of['generator']}/{of['privacy']}/seed-{of['seed']}"
+    return Once(
+        register=Register(Path(study.privacy.register)),
+        point=f"{study.name}/{of['cohort']}/{key}",
+        patients=[
+            Scans(participant_id=p.participant_id, scan=p.scan_sha256, label=p.label_sha256)
+            for p in bids.read_manifest(manifest, Path(), "train")
+        ],
+        made_of=made_of,
+        statement=statement,
+        again=study.privacy.again.get(key),
+        budget=study.privacy.budget,
+    )
 
 
 def as_trained(asked: Task, meta: Mapping[str, Any]) -> Task:

@@ -96,7 +96,11 @@ def _grid(rough: float, charges: Sequence[Charge]) -> float:
     In powers of two, so that epsilons at several deltas can be read off one loss.
     """
     draws = sum(charge.draws for charge in charges)
-    wanted = float(np.clip(math.sqrt(GRID_ERROR * rough / draws), 1e-5, 0.05))
+    return _power_of_two(float(np.clip(math.sqrt(GRID_ERROR * rough / draws), 1e-5, 0.05)))
+
+
+def _power_of_two(wanted: float) -> float:
+    """The next one that is not above."""
     return float(2.0 ** math.floor(math.log2(wanted)))
 
 
@@ -267,7 +271,7 @@ def calibrate(
 ) -> float:
     """The least noise multiplier, to 1e-4 and rounded up, whose `epsilon` is at most `target`."""
 
-    grid = math.sqrt(GRID_ERROR * target / draws)
+    grid = _power_of_two(math.sqrt(GRID_ERROR * target / draws))
 
     def charged(noise: float) -> tuple[Charge]:
         return (

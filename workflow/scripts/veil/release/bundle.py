@@ -122,7 +122,7 @@ def check(
         )
     if not signature and (beyond := beyond_ceiling(statement, together)):
         raise ReleaseError(
-            f"{name}: {beyond}. Allowed without more: epsilon per patient to {tables.CEILING:g}, "
+            f"{name}: {beyond}; allowed for a release: epsilon per patient to {tables.CEILING:g}, "
             "at a delta below 1 / patients. Whoever answers for letting it out all the same says "
             f"so in words: release: {{signed: {{{'/'.join(Path(name).parts[-3:])}: WHO AND WHY}}}}"
         )

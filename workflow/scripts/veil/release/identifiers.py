@@ -7,7 +7,7 @@ import io
 import json
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,19 @@ HEAD = 2**16
 LEAST_NUMBER = 10**5
 """The least integer of a sidecar that may be an id or a day; less is a setting of the scanner."""
 MISSING = {"n/a", ""}
+
+
+def of_study(
+    cohorts: Iterable[tuple[str, bool, str | None]], manifests: Iterable[Path]
+) -> set[str]:
+    """All that identifies a patient of any test cohort, or this machine.
+
+    Of each cohort its root, whether it is one of phantoms, and the table that it was imported by.
+    """
+    found = of_machine()
+    for (root, phantom, table), manifest in zip(cohorts, manifests, strict=True):
+        found |= of_cohort(Path(root), manifest, phantom, Path(table) if table else None)
+    return found
 
 
 def of_cohort(root: Path, manifest: Path, public: bool, table: Path | None = None) -> set[str]:
