@@ -25,7 +25,7 @@ from test_release import SECRET, example
 
 from veil import config
 from veil.cohorts import bids
-from veil.privacy import ledger, randomness
+from veil.privacy import ledger
 from veil.privacy.accounting import Charge
 from veil.privacy.register import Total
 from veil.release import bundle, identifiers, scan
@@ -595,7 +595,7 @@ def stated() -> dict:
     ]  # fmt: skip
     return ledger.Ledger(
         unit="patch", delta=1e-5, records_per_patient=250, units=10000, events=tuple(events),
-        noise=randomness.description("secure"),
+        patients=40, noise_source="secure",
     ).statement("valid")  # fmt: skip
 
 

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pandas as pd
-
 import job
 from veil import artifacts, config
 from veil.generators import once
@@ -12,7 +10,6 @@ from veil.privacy.ledger import Statement
 from veil.privacy.register import Register
 from veil.release import bundle, identifiers, wall
 from veil.report import tables
-
 
 with job.running(snakemake):
     inputs, params, study = snakemake.input, snakemake.params, config.load(snakemake.config)
@@ -26,7 +23,6 @@ with job.running(snakemake):
         bundle.stays(folder, out.signed_out())
     else:
         bundle.check(statement.as_dict(), params.public, str(point), signed, out.together)
-        audits = [tables.audits_table([Path(path)]) for path in inputs.audit]
         scores = artifacts.read_table(Path(inputs.scores)).assign(**tables.identify(point))
         # Its segmenter was chosen on validation patients: with real ones no score is public.
         shown = scores if params.public or study.release.scores else scores[:0]
@@ -40,7 +36,7 @@ with job.running(snakemake):
                 pairs=artifacts.open_pairs(Path(inputs.pairs)),
                 weights=weights,
                 statement=statement,
-                audits=pd.concat([pd.DataFrame(), *audits]),
+                audits=tables.audits_table(list(map(Path, inputs.audit))),
                 scores=tables.summary_table(shown),
                 others=out.names,
                 together=out.stated,
