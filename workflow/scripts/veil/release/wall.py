@@ -21,8 +21,10 @@ class Way:
 
     @cached_property
     def training(self) -> Access | None:
-        """The access that the point was charged to; RegisterError if the register has none."""
-        return None if self.statement.guarantee == "public" else self._of(self.statement)
+        """The access that the point was charged to; RegisterError if the register has none, and
+        None of a point without a guarantee, which was charged to none."""
+        private = self.statement.guarantee == "differential privacy"
+        return self._of(self.statement) if private else None
 
     def _of(self, statement: Statement) -> Access:
         for access in self.register.accesses():
@@ -81,12 +83,12 @@ class Way:
     def signed_out(self) -> list[str] | None:
         """Hashes of the checksums of the bundles of this training that left before; None of public
         ones."""
-        if self.training is None:
+        if self.statement.guarantee == "public":
             return None
         return [
             access.made_of["sums"]
             for access in self.register.accesses()
-            if access.kind == "release" and access.of == self.training.name
+            if self.training and access.kind == "release" and access.of == self.training.name
         ]
 
     def sign_out(self, sums: str) -> None:
