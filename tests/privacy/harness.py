@@ -197,9 +197,8 @@ class Run:
 
 @cache
 def start(settings_json: str) -> bytes:
-    """The public start of a generator's settings, as a file's bytes; made once a process."""
-    model = {"fitted": config.FittedGenerator}
-    settings = model["fitted"].model_validate_json(settings_json)
+    """The public start of `fitted` with these settings, as a file's bytes; made once a process."""
+    settings = config.FittedGenerator.model_validate_json(settings_json)
     given = Case(settings, "patient-eps-5").task()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "start.safetensors"

@@ -165,7 +165,7 @@ MUTANTS = {
         RANDOMNESS, "np.full_like(identities, step)", "np.zeros_like(identities)", "test_20_an_owners"
     ),
     "a key that everybody has": Mutant(
-        RANDOMNESS, "super().__init__(os.urandom(32))", "super().__init__(bytes(32))", "test_20_coins"
+        RANDOMNESS, "given or os.urandom(32)", "given or bytes(32)", "test_20_coins"
     ),
     "equal records share coins": Mutant(
         RANDOMNESS,

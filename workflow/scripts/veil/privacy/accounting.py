@@ -21,7 +21,6 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 from scipy.stats import binom, norm
 
-RELATION = "add or remove one record"
 # The grid of the privacy loss errs upwards by about DRAWS * GRID^2; this is how far, in parts of
 # epsilon. A finer grid takes longer and changes nothing that is printed.
 GRID_ERROR = 5e-4
